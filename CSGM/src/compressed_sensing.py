@@ -1,0 +1,413 @@
+"""Recovers MNIST images from compressed measurements y = x A + noise.
+
+Estimators: estimators.py (VAE objective: recovery.py). Measurement matrices: measurements.py.
+Flags and result folders are upstream's; hyphens and underscores in flag names are the same.
+"""
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+import argparse
+import collections
+import os
+import pickle
+import re
+import sys
+
+import numpy as np
+
+import data_input
+import e2e_def
+import estimators
+import figures
+import lasso
+import make_standin_data
+import measurements
+import metrics
+import model_def
+import npu_session
+import recovery
+import util
+from npu_session import InputError
+
+DEFAULT_MEASUREMENTS = 200  # upstream's, where the measurement type leaves m open
+INPUT_TYPES = ("full-input", "random-test", "gen-span")
+# x_hat [N, 784]; measurement_loss and l2_loss [N]: per measurement and per pixel, squared.
+Result = collections.namedtuple("Result", "x_hat measurement_loss l2_loss")
+
+
+def flag_type(convert, accepts, text):
+    """argparse type that converts and accepts only some values, described by `text`."""
+    def parse(value):
+        number = convert(value)
+        if not accepts(number):
+            raise ValueError(value)
+        return number
+    parse.__name__ = text
+    return parse
+
+
+POSITIVE_INT = flag_type(int, lambda number: number > 0, "integer above 0")
+COUNT = flag_type(int, lambda number: number >= 0, "integer of at least 0")
+POSITIVE = flag_type(float, lambda number: 0 < number < np.inf, "number above 0")
+WEIGHT = flag_type(float, lambda number: 0 <= number < np.inf, "number of at least 0")
+
+
+def parse_args(argv=None):
+    """Flags of a recovery; upstream's names, defaults that work for MNIST."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--pretrained_model_dir", default="./models/mnist-vae/", help="the VAE's checkpoints")
+    add("--e2e_dir", default=".", help="output folder of train_e2e.py")
+    add("--data_dir", help=f"folder with the four idx files; default {data_input.DEFAULT_FOLDER}, "
+                           "made with stand-in digits if it does not exist")
+    add("--output_dir", default=".", help="receives estimated/")
+    add("--dataset", choices=["mnist"], default="mnist")
+    add("--input_type", default="full-input", choices=INPUT_TYPES, type=hyphens,
+        help="first test images, test images drawn at random, or images drawn from G")
+    add("--num_input_images", type=POSITIVE_INT, default=10)
+    add("--batch_size", type=POSITIVE_INT, default=10,
+        help="images that share a matrix; z's gradient carries 1/batch_size")
+    add("--measurement_type", default="gaussian", choices=measurements.MEASUREMENT_TYPES)
+    add("--noise_std", type=WEIGHT, default=0.1, help="of each measurement")
+    add("--num_measurements", type=int, help="m; default 200, for gaussian, fixed, learned")
+    add("--inpaint_size", type=int, default=1, help="pixels, side of the missing block")
+    add("--superres_factor", type=int, default=2, help="side of the averaged blocks")
+    add("--model_types", nargs="+", choices=estimators.MODEL_TYPES, default=["vae", "lasso"])
+    add("--mloss1_weight", type=WEIGHT, default=0.0, help="of mean |y - G(z)A|")
+    add("--mloss2_weight", type=WEIGHT, default=1.0, help="of mean (y - G(z)A)^2")
+    add("--zprior_weight", type=WEIGHT, default=0.1, help="of |z|^2")
+    add("--optimizer_type", choices=recovery.OPTIMIZERS, default="adam")
+    add("--learning_rate", type=POSITIVE, default=0.01)
+    add("--momentum", type=WEIGHT, default=0.9, help="of --optimizer-type momentum")
+    add("--max_update_iter", type=POSITIVE_INT, default=1000, help="updates of every start")
+    add("--num_random_restarts", type=POSITIVE_INT, default=10)
+    add("--decay_lr", action="store_true", help="rate * 0.7 every 50 updates")
+    add("--encoder_start", action="store_true",
+        help="one more start: the encoder's z of a linear estimate")
+    add("--lmbd", type=WEIGHT, default=0.1, help="Lasso's alpha")
+    add("--sparse_weight", type=WEIGHT, default=0.02, help="l1 weight of vae-sparse's deviation")
+    add("--omp_k", type=POSITIVE_INT, help="pixels that omp selects; default m / 4")
+    add("--not_lazy", action="store_true", help="recover again what is saved already")
+    add("--save_images", action="store_true", help="write k.png per image")
+    add("--save_stats", action="store_true", help="write the two .pkl files of losses")
+    add("--print_stats", action="store_true", help="print the mean losses per model")
+    add("--checkpoint_iter", type=POSITIVE_INT, default=1, help="batches between saves")
+    add("--image_matrix", type=int, choices=range(4), default=0,
+        help="picture of originals and estimates: 1 show, 2 save, 3 both")
+    add("--gif", action="store_true", help="save the images on their way (model vae)")
+    add("--gif_iter", type=POSITIVE_INT, default=25, help="updates between frames")
+    add("--gif_dir", default="", help="default <output_dir>/gif")
+    add("--print_iter", type=COUNT, default=100, help="updates between progress lines; 0: none")
+    add("--batches_per_run", type=POSITIVE_INT, default=1,
+        help="batches recovered at once; more than 1 helps accelerators, not CPUs")
+    add("--iterations_per_loop", type=POSITIVE_INT, default=50, help="updates per session.run")
+    npu_session.add_flags(parser, precision_mode="must_keep_origin_dtype")
+    words = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args([normalised(word) for word in words])
+    args.num_measurements = measurement_count(args)
+    args.omp_k = args.omp_k or max(1, args.num_measurements // 4)
+    if args.gif:
+        args.iterations_per_loop = args.gif_iter
+    check(args)
+    return args
+
+
+def check(args):
+    """InputError for flags that contradict each other, before anything is computed."""
+    if args.batch_size > args.num_input_images:
+        raise InputError(f"--batch-size={args.batch_size} is more than "
+                         f"--num-input-images={args.num_input_images}")
+    if not args.mloss1_weight and not args.mloss2_weight:
+        raise InputError("--mloss1-weight and --mloss2-weight are both 0: nothing would tie the "
+                         "images to the measurements")
+    if "omp" in args.model_types:
+        lasso.check_omp_k(args.omp_k, args.num_measurements)
+    estimators.check(args)
+
+
+def normalised(word):
+    """--num-measurements=10 -> --num_measurements=10; values and other words stay."""
+    return re.sub("^--[^=]+", lambda name: "--" + name.group()[2:].replace("-", "_"), word)
+
+
+def hyphens(text):
+    """Upstream spells its input types both ways."""
+    return text.replace("_", "-")
+
+
+def measurement_count(args):
+    """m of the flags; InputError where they contradict each other."""
+    wanted = args.num_measurements
+    if wanted is None and args.measurement_type in measurements.CHOSEN_COUNT_TYPES:
+        wanted = DEFAULT_MEASUREMENTS
+    return measurements.measurement_count(args.measurement_type, wanted, args.inpaint_size,
+                                          args.superres_factor)
+
+
+def load_data(args):
+    """MNIST as data_input.Mnist, or None where the input type needs no data."""
+    if args.input_type == "gen-span":
+        return None
+    data = data_input.load(make_standin_data.data_folder(
+        args.data_dir, data_input.DEFAULT_FOLDER, args.seed))
+    if args.input_type == "full-input" and args.num_input_images > len(data.test):
+        raise InputError(f"--num-input-images={args.num_input_images} is more than the "
+                         f"{len(data.test)} test images")
+    return data
+
+
+def input_images(args, data):
+    """The images to recover, float32 [N, 784]; data as of load_data."""
+    random = np.random.RandomState([args.seed, 2])
+    if args.input_type == "gen-span":
+        z = random.standard_normal((args.num_input_images, model_def.N_Z))
+        return estimators.generated_images(args, z)
+    if args.input_type == "random-test":
+        drawn = random.choice(len(data.test), args.num_input_images, replace=True)
+        return data_input.to_float(data.test[drawn])
+    return data_input.to_float(data.test[:args.num_input_images])
+
+
+def measurement_matrix(args, random):
+    """A float64 [784, m] of one batch, None for projection. Gaussian ones are new in each batch."""
+    if args.measurement_type in ("fixed", "learned"):
+        return e2e_def.restore_matrix(e2e_def.checkpoint_folder(
+            args.e2e_dir, args.num_measurements, args.measurement_type == "learned"))
+    return measurements.measurement_matrix(args.measurement_type, random, args.num_measurements,
+                                           args.inpaint_size, args.superres_factor)
+
+
+def make_batches(args, images):
+    """Measures the images [N, 784]; matrix and noise are fixed by (seed, batch)."""
+    size, batches = args.batch_size, []
+    for start in range(0, len(images), size):
+        wanted = images[start:start + size]
+        filled = np.concatenate([wanted, np.repeat(wanted[:1], size - len(wanted), axis=0)])
+        random = np.random.RandomState([args.seed, 0, len(batches)])
+        matrix = measurement_matrix(args, random)
+        y = measurements.observe(filled, matrix, args.noise_std, random)
+        batches.append(estimators.Batch(len(batches), filled, len(wanted), matrix, y))
+    return batches
+
+
+def score(batch, x_hat):
+    """Result of the wanted images of a batch."""
+    x_hat, count = x_hat[:batch.count], batch.count
+    return Result(x_hat, metrics.measurement_loss(x_hat, batch.matrix, batch.y[:count]),
+                  metrics.l2_loss(x_hat, batch.images[:count]))
+
+
+def recover(args, batches, known=None, after_batch=None):
+    """Recovers all batches with every model of --model-types.
+
+    Args:
+      known: dict model type -> number of batches to skip because they are saved already.
+      after_batch: function(model type, batch, Result) called as soon as a batch is done.
+    Returns:
+      dict model type -> list of Result, one per batch that was not skipped.
+    """
+    results = {}
+    for model_type in args.model_types:
+        todo = batches[(known or {}).get(model_type, 0):]
+        if not todo:
+            continue
+        options = {}
+        if model_type == "vae" and args.gif:
+            options["after_updates"] = frame_saver(args)
+        if model_type == "vae-sparse" and len(results.get("vae", ())) == len(todo):
+            options["generated"] = [result.x_hat for result in results["vae"]]
+        estimates = estimators.ESTIMATORS[model_type](args, todo, **options)
+        results[model_type] = []
+        for batch, x_hat in zip(todo, estimates):
+            results[model_type].append(score(batch, x_hat))
+            if after_batch:
+                after_batch(model_type, batch, results[model_type][-1])
+    return results
+
+
+def frame_saver(args):
+    """Function for estimators.vae: writes the first start's images, <gif_dir>/<k>/<iter>.png."""
+    folder = args.gif_dir or os.path.join(args.output_dir, "gif")
+
+    def save(batch, done, get_x_hat):
+        for row, image in enumerate(get_x_hat()[0, 0, :batch.count]):
+            number = batch.number * args.batch_size + row
+            frames = os.path.join(folder, str(number))
+            os.makedirs(frames, exist_ok=True)
+            util.save_image(os.path.join(frames, f"{done}.png"), image)
+    return save
+
+
+def result_folder(args, model_type):
+    """Upstream's folder of one model's results, below <output_dir>/estimated."""
+    weights = [args.mloss1_weight, args.mloss2_weight, args.zprior_weight]
+    search = [args.optimizer_type, args.learning_rate, args.momentum, args.decay_lr,
+              args.max_update_iter, args.num_random_restarts]
+    parameters = {
+        "vae": weights + search, "vae-sparse": weights + search + [args.sparse_weight],
+        "lasso": [args.lmbd], "omp": [args.omp_k], "learned": [50, 200]}[model_type]
+    return os.path.join(matrix_folder(args), model_type, "_".join(map(str, parameters)))
+
+
+def matrix_folder(args):
+    """Folder of all models' results on the same measurements."""
+    kind = args.measurement_type
+    detail = {"inpaint": f"inpaint_{args.inpaint_size}",
+              "superres": f"superres_{args.superres_factor}"}.get(kind, kind)
+    return os.path.join(args.output_dir, "estimated", args.dataset, args.input_type, detail,
+                        str(args.noise_std), str(args.num_measurements))
+
+
+class Store:
+    """Saved results of one model: upstream's two pickles, k.png per image, and config.json.
+
+    Raises InputError where the folder holds results of the same name made with other flags.
+    """
+
+    FILES = ("measurement_losses.pkl", "l2_losses.pkl")
+    FIXED = ("seed", "batch_size", "num_input_images", "encoder_start", "data")
+
+    def __init__(self, args, model_type, data_name):
+        self.folder, self._args = result_folder(args, model_type), args
+        self._losses, self._images = [{}, {}], {}
+        config = dict(vars(args), data=data_name)
+        path = os.path.join(self.folder, "config.json")
+        before = npu_session.read_json(path)
+        for name in self.FIXED if before and not args.not_lazy else ():
+            if before.get(name) != config[name]:
+                raise InputError(
+                    f"{self.folder} holds results made with {name} = {before.get(name)}, not "
+                    f"{config[name]}: replace them with --not-lazy or choose another --output-dir")
+        if args.save_images or args.save_stats:
+            os.makedirs(self.folder, exist_ok=True)
+            npu_session.write_json(path, config)
+        if before and not args.not_lazy and args.save_stats:
+            self._losses = [self._read(name) for name in self.FILES]
+
+    def _read(self, name):
+        try:
+            with open(os.path.join(self.folder, name), "rb") as file:
+                return pickle.load(file)
+        except FileNotFoundError:
+            return {}
+        except (pickle.UnpicklingError, EOFError, ValueError) as error:
+            raise InputError(f"{os.path.join(self.folder, name)} is damaged ({error}): recover "
+                             "again with --not-lazy") from None
+
+    def complete(self, batches):
+        """How many leading batches need no recovery because all that is asked for is there."""
+        args = self._args
+        if args.image_matrix or args.gif or not args.save_stats:
+            return 0
+        done, number = 0, 0
+        for batch in batches:
+            numbers = range(number, number + batch.count)
+            if not all(k in losses for losses in self._losses for k in numbers):
+                break
+            if args.save_images and not all(os.path.exists(self._image_path(k)) for k in numbers):
+                break
+            done, number = done + 1, number + batch.count
+        return done
+
+    def _image_path(self, number):
+        return os.path.join(self.folder, f"{number}.png")
+
+    def add(self, batch, result):
+        """Takes a batch's result and writes every --checkpoint-iter batches."""
+        first = batch.number * self._args.batch_size
+        for row in range(batch.count):
+            self._losses[0][first + row] = float(result.measurement_loss[row])
+            self._losses[1][first + row] = float(result.l2_loss[row])
+            self._images[first + row] = result.x_hat[row]
+        if (batch.number + 1) % self._args.checkpoint_iter == 0:
+            self.write()
+
+    def write(self):
+        """Writes what was asked for and not written yet; each file whole or not at all."""
+        if self._args.save_images:
+            for number, image in self._images.items():
+                util.save_image(self._image_path(number), image)
+        self._images = {}
+        for name, losses in zip(self.FILES, self._losses) if self._args.save_stats else ():
+            path = os.path.join(self.folder, name)
+            with open(path + ".tmp", "wb") as file:
+                pickle.dump(losses, file, protocol=2)
+            os.replace(path + ".tmp", path)
+
+    def summary(self):
+        """Mean losses of all images with the 95 % bar, and the mean PSNR in dB."""
+        measurement, l2 = ([losses[k] for k in sorted(losses)] for losses in self._losses)
+        return summary_of(measurement, l2)
+
+
+def summary_of(measurement_loss, l2_loss):
+    """Dict of the means of per-image losses, as result.json has it."""
+    l2 = metrics.mean_and_bar(l2_loss)
+    return {"images": l2.count, "mean_l2_loss": l2.mean, "l2_standard_error": l2.standard_error,
+            "l2_bar": l2.bar, "mean_psnr": metrics.mean_and_bar(metrics.psnr(l2_loss)).mean,
+            "mean_measurement_loss": metrics.mean_and_bar(measurement_loss).mean}
+
+
+def save_matrix_picture(args, batches, results):
+    """Rows of images: originals, what the measurements show of them, one row per model."""
+    originals = np.concatenate([batch.images[:batch.count] for batch in batches])
+    rows = collections.OrderedDict(Original=originals)
+    if args.measurement_type in ("inpaint", "superres"):
+        name = "Masked" if args.measurement_type == "inpaint" else "Blurred"
+        rows[name] = measurements.visible_image(args.measurement_type, originals,
+                                                args.inpaint_size, args.superres_factor)
+    for model_type, parts in results.items():
+        rows[figures.LABELS.get(model_type, model_type)] = np.concatenate(
+            [part.x_hat for part in parts])
+    path = os.path.join(matrix_folder(args), "matrix_{}.png".format("_".join(args.model_types)))
+    figures.image_matrix(rows, path if args.image_matrix in (2, 3) else None,
+                         show=args.image_matrix in (1, 3))
+
+
+def print_summary(model_type, summary):
+    """Upstream's lines of --print-stats, with the spread and the PSNR."""
+    print(model_type)
+    print(f"mean measurement loss = {summary['mean_measurement_loss']}")
+    print(f"mean l2 loss = {summary['mean_l2_loss']} +- {summary['l2_bar']} (95 %)")
+    print(f"mean psnr = {summary['mean_psnr']} dB")
+
+
+def run(args):
+    """Recovers, saves and prints as the flags say; returns dict model type -> summary."""
+    data = load_data(args)
+    data_name = data.name if data else "images drawn from G"
+    images = input_images(args, data)
+    print(f"data: {data_name}, {len(images)} images, m = {args.num_measurements}")
+    batches = make_batches(args, images)
+    stores = {kind: Store(args, kind, data_name) for kind in args.model_types}
+    known = {kind: store.complete(batches) for kind, store in stores.items()}
+
+    def after_batch(model_type, batch, result):
+        stores[model_type].add(batch, result)
+        done = min((batch.number + 1) * args.batch_size, len(images))
+        print(f"{model_type}: Processed upto image {done} / {len(images)}", flush=True)
+
+    results = recover(args, batches, known, after_batch)
+    summaries = {}
+    for kind, store in stores.items():
+        store.write()
+        summaries[kind] = store.summary()
+        if args.print_stats:
+            print_summary(kind, summaries[kind])
+    if args.image_matrix:
+        save_matrix_picture(args, batches, results)
+    return summaries
+
+
+def main(argv=None):
+    """Parses the flags, stages ModelArts' folders and recovers; returns the exit code."""
+    args = parse_args(argv)
+    with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
+        args.data_dir = data_dir or args.data_dir
+        args.output_dir = output_dir or args.output_dir
+        summaries = run(args)
+        if args.save_stats:
+            npu_session.write_json(os.path.join(matrix_folder(args), "result.json"), summaries)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(npu_session.run_main(main))

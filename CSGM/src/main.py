@@ -1,0 +1,276 @@
+"""Trains the MNIST VAE that is CSGM's generative prior.
+
+Losses: model_def.vae. Data format: data_input. Recovery from measurements:
+compressed_sensing.py. Everything in one command: reproduce.py.
+"""
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+import argparse
+import collections
+import os
+import sys
+import time
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+import data_input
+import make_standin_data
+import model_def
+import npu_session
+import util
+from npu_session import InputError
+
+CHECKPOINT_NAME = "mnist_vae_model-%d"  # the number is the last complete epoch, as the reference's
+FIXED_FLAGS = ("seed", "batch_size", "learning_rate", "num_samples")  # a resumed run keeps these
+SEED_TEST_IMAGES = 1000  # the seed's test error draws 100 of the first 1000 test images
+
+Graph = collections.namedtuple(
+    "Graph", "x eps model z sample pipeline loop epoch_loss best_error global_step")
+Errors = collections.namedtuple("Errors", "val_reconstruct_error test_reconstruct_error")
+
+
+def parse_args(argv=None):
+    """Flags of VAE training; defaults are the reference's."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir",
+                        help="folder with the four idx files, or whose MNIST-data has them; "
+                             f"default {data_input.DEFAULT_FOLDER}, made with stand-in digits "
+                             "if it does not exist")
+    parser.add_argument("--output_dir", default=".", help="holds the next two folders")
+    parser.add_argument("--ckpt_dir", help="checkpoints, metrics.jsonl, events, result.json; "
+                                           "default <output_dir>/models/mnist-vae")
+    parser.add_argument("--sample_dir", help="image grids; default "
+                                             "<output_dir>/samples/mnist-vae")
+    parser.add_argument("--epochs", type=positive, default=750)
+    parser.add_argument("--max_steps", type=positive, help="stop after this many updates")
+    parser.add_argument("--num_samples", type=positive,
+                        help="images that make an epoch; default: all in the training file "
+                             "(60000, of which 55000 are used, so an epoch is 1.09 passes)")
+    parser.add_argument("--batch_size", type=positive, default=100)
+    parser.add_argument("--learning_rate", type=float, default=0.001, help="of Adam")
+    parser.add_argument("--log_every", type=positive, default=100,
+                        help="updates per session.run, and between step lines; 1: the "
+                             "reference's line for every update")
+    parser.add_argument("--summary_epoch", type=positive, default=1,
+                        help="epochs between reconstruction errors")
+    parser.add_argument("--ckpt_epoch", type=positive, default=5, help="epochs between checkpoints")
+    parser.add_argument("--sample_epoch", type=positive, default=5,
+                        help="epochs between image grids")
+    parser.add_argument("--eval_epoch", type=positive, default=5,
+                        help="epochs between errors on the whole test set")
+    npu_session.add_flags(parser, precision_mode="allow_mix_precision")
+    args = parser.parse_args(argv)
+    if not args.learning_rate > 0:
+        parser.error("--learning_rate must be above 0")
+    if not 0 <= args.seed < 2 ** 31:
+        parser.error("--seed must be in 0..2^31-1")
+    return args
+
+
+def positive(text):
+    """argparse type: an integer above 0."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def build_graph(args, data):
+    """The evaluation graph on fed images, the training loop, and the run's own variables."""
+    initializer = model_def.xavier_uniform(args.seed)
+    x = tf.placeholder(tf.float32, [args.batch_size, model_def.N_INPUT], "x_ph")
+    eps = tf.placeholder(tf.float32, [args.batch_size, model_def.N_Z], "eps")
+    model = model_def.vae(x, eps, initializer)
+    z = tf.placeholder(tf.float32, [args.batch_size, model_def.N_Z], "x_ph")
+    _, sample = model_def.generator(z, initializer)
+    epoch_loss, best_error = (
+        tf.get_variable(name, [], initializer=tf.constant_initializer(value), trainable=False)
+        for name, value in (("progress/epoch_loss", 0.0), ("progress/best_error", 1e4)))
+    global_step = tf.train.get_or_create_global_step()
+    pipeline = data_input.training_pipeline(data.train, args.batch_size, model_def.N_Z, args.seed)
+
+    def step():
+        return model_def.train_step(*pipeline.next_batch(), initializer, args.learning_rate,
+                                    epoch_loss)
+
+    loop = npu_session.Loop(step, args.log_every)
+    return Graph(x, eps, model, z, sample, pipeline, loop, epoch_loss, best_error, global_step)
+
+
+def reconstruct(session, graph, images, eps):
+    """G(z_mean + sigma * eps) of uint8 images [N, 784] and eps [N, 20], in batches."""
+    def batch(x, noise):
+        return session.run(graph.model.x_reconstr_mean, {graph.x: x, graph.eps: noise})
+    return util.in_batches(batch, graph.x.shape.as_list()[0], data_input.to_float(images), eps)
+
+
+def seed_errors(session, graph, data, last_rows, seed, epoch):
+    """The seed's two errors of an epoch, with a freshly sampled z.
+
+    Its "val" error is that of the epoch's last training batch, its "test" error that of 100
+    images drawn with replacement from the first 1000 test images.
+    """
+    random = np.random.RandomState([seed, epoch])
+    drawn = random.randint(0, min(SEED_TEST_IMAGES, len(data.test)), size=len(last_rows))
+    errors = [util.reconstruction_error(
+        reconstruct(session, graph, images, random.standard_normal((len(images), model_def.N_Z))),
+        data_input.to_float(images)) for images in (data.train[last_rows], data.test[drawn])]
+    return Errors(*errors)
+
+
+def full_test_errors(session, graph, data):
+    """Errors on all test images with one fixed noise, and with z = z_mean."""
+    noise = np.random.RandomState(0).standard_normal((len(data.test), model_def.N_Z))
+    images = data_input.to_float(data.test)
+    return {name: util.reconstruction_error(reconstruct(session, graph, data.test, eps), images)
+            for name, eps in (("full_test_error_sampled_z", noise),
+                              ("full_test_error_mean_z", np.zeros_like(noise)))}
+
+
+def save_samples(session, graph, data, folder, epoch, batch):
+    """Writes orig, reconstr and sampled grids: the same test images and z every time."""
+    count = graph.x.shape.as_list()[0]
+    shown = data.test[:min(count, 100)]
+    z = np.random.RandomState(0).standard_normal((count, model_def.N_Z))
+    grids = {"orig": data_input.to_float(shown),
+             "reconstr": reconstruct(session, graph, shown, np.zeros((len(shown), model_def.N_Z))),
+             "sampled": session.run(graph.sample, {graph.z: z})[:100]}
+    for name, images in grids.items():
+        util.save_image_grid(os.path.join(folder, f"{name}_{epoch:02d}_{batch:04d}.png"), images)
+
+
+def train(args, data, folder, session, graph, checkpoints):
+    """The training loop, from the step in the checkpoint to the last. Returns (exit code, step)."""
+    order = data_input.BatchOrder(len(data.train), args.batch_size, args.seed)
+    per_epoch = args.num_samples // args.batch_size
+    last_step = min(args.epochs * per_epoch, args.max_steps or sys.maxsize)
+    step = saved = int(session.run(graph.global_step))
+    bar = tqdm(total=last_step, initial=step, unit="step", disable=not sys.stderr.isatty())
+    log = bar.write if sys.stderr.isatty() else print
+    log("start training")
+    with npu_session.Stop() as stop, bar:
+        while step < last_step and not stop.code:
+            epoch, first = divmod(step, per_epoch)
+            rows = order.rows(step, min(per_epoch - first, last_step - step))
+            session.run(graph.pipeline.initializer, graph.pipeline.feed(rows, step))
+            stop_at = step + len(rows)
+            while step < stop_at and not stop.code:
+                count = min(args.log_every - step % args.log_every, stop_at - step)
+                started = time.time()
+                terms = graph.loop.run(session, count)
+                seconds = (time.time() - started) / count
+                npu_session.check_finite(terms, model_def.LOSS_TERMS, step, args.ckpt_dir)
+                step += count
+                bar.update(count)
+                rate = args.batch_size / seconds
+                log(f"step {step - 1}, loss = {terms[-1, 0]:.2f} "
+                    f"({rate:.1f} examples/sec; {seconds:.3f} sec/batch)")
+                folder.log(step, epoch=epoch, examples_per_second=rate,
+                           **dict(zip(model_def.LOSS_TERMS, terms[-1].tolist())))
+            if step % per_epoch == 0:
+                end_epoch(args, data, folder, session, graph, epoch, rows[-1], log)
+                if epoch % args.ckpt_epoch == 0 and step < last_step:
+                    checkpoints.save(session, CHECKPOINT_NAME % epoch)
+                    saved = step
+        epoch, first = divmod(step, per_epoch)
+        if saved < step:
+            checkpoints.save(session, CHECKPOINT_NAME % (epoch - 1) if first == 0
+                             else (CHECKPOINT_NAME + ".step%d") % (epoch, step))
+    return (stop.code if step < last_step else 0), step
+
+
+def end_epoch(args, data, folder, session, graph, epoch, last_rows, log):
+    """Errors, image grids and log lines at the end of an epoch."""
+    per_epoch = args.num_samples // args.batch_size
+    step, last = (epoch + 1) * per_epoch, epoch == args.epochs - 1
+    values = {"epoch_loss": float(session.run(graph.epoch_loss)) / per_epoch}
+    graph.epoch_loss.load(0.0, session)
+    if epoch % args.summary_epoch == 0 or last:
+        errors = seed_errors(session, graph, data, last_rows, args.seed, epoch)
+        log(f"{epoch}\n================val_reconstruct_error==================== "
+            f"{errors.val_reconstruct_error}\n"
+            f"================test_reconstruct_error==================== "
+            f"{errors.test_reconstruct_error}")
+        graph.best_error.load(min(session.run(graph.best_error), errors.test_reconstruct_error),
+                              session)
+        values.update(errors._asdict(),
+                      min_reconstruct_error=float(session.run(graph.best_error)))
+    if epoch % args.eval_epoch == 0 or last:
+        values.update(full_test_errors(session, graph, data))
+    if epoch % args.sample_epoch == 0 or last:
+        save_samples(session, graph, data, args.sample_dir, epoch, per_epoch - 1)
+    log("Epoch: {:04d} Avg loss = {:.9f}".format(epoch + 1, values["epoch_loss"]))
+    folder.log(step, epoch=epoch, **values)
+
+
+def print_settings(args):
+    """The reference's first lines: its hyper-parameters in alphabetical order."""
+    settings = {
+        "batch_size": args.batch_size, "ckpt_dir": args.ckpt_dir, "ckpt_epoch": args.ckpt_epoch,
+        "learning_rate": args.learning_rate, "n_hidden_gener_1": model_def.N_HIDDEN,
+        "n_hidden_gener_2": model_def.N_HIDDEN, "n_hidden_recog_1": model_def.N_HIDDEN,
+        "n_hidden_recog_2": model_def.N_HIDDEN, "n_input": model_def.N_INPUT,
+        "n_z": model_def.N_Z, "num_samples": args.num_samples, "sample_dir": args.sample_dir,
+        "summary_epoch": args.summary_epoch, "training_epochs": args.epochs,
+        "transfer_fct": "softplus", "seed": args.seed, "device": npu_session.backend(),
+        **npu_session.versions()}
+    print("\n" + "\n".join(f"{name} = {settings[name]}" for name in sorted(settings)) + "\n")
+
+
+def run(args):
+    """Trains or resumes one VAE; returns the exit code."""
+    data = data_input.load(make_standin_data.data_folder(
+        args.data_dir, data_input.DEFAULT_FOLDER, args.seed))
+    print(f"data: {data.name}\ntest_data {data.test.shape}")
+    args.num_samples = args.num_samples or data.train_file_count
+    if args.num_samples < args.batch_size:
+        raise InputError(f"--num_samples={args.num_samples} is less than one batch of "
+                         f"{args.batch_size}")
+    print_settings(args)
+    folder = npu_session.RunFolder(args.ckpt_dir, args, FIXED_FLAGS)
+    with npu_session.new_graph().as_default():
+        graph = build_graph(args, data)
+        checkpoints = npu_session.Checkpoints(args.ckpt_dir)
+        initialize = tf.global_variables_initializer()
+        print("\n".join(variable.name for variable in tf.global_variables()) + "\n")
+        config = npu_session.session_config(args, args.output_dir,
+                                            iterations_per_loop=args.log_every)
+        with tf.Session(config=config) as session:
+            session.run(initialize)
+            graph.loop.prepare(session)
+            restored = checkpoints.restore(session, args.resume is True)
+            step = int(session.run(graph.global_step))
+            print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
+                  else "No checkpoint found")
+            folder.rewind(step)
+            tf.get_default_graph().finalize()
+            code, step = train(args, data, folder, session, graph, checkpoints)
+            if code:
+                print(f"stopped by a signal after step {step - 1}: continue with --resume")
+                return code
+            result = full_test_errors(session, graph, data)
+            best = float(session.run(graph.best_error))
+    for name, value in result.items():
+        print(f"{name} {value:.5f}")
+    epoch = (step - 1) // (args.num_samples // args.batch_size)
+    folder.finish(data=data.name, step=step, epoch=epoch, seed=args.seed,
+                  min_reconstruct_error=best, **result)
+    print(f"===============min_reconstruct_error_in_epoch:{epoch},reis{best:.5f}"
+          "====================")
+    return 0
+
+
+def main(argv=None):
+    """Parses the flags, stages ModelArts' folders and trains; returns the exit code."""
+    args = parse_args(argv)
+    with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
+        args.data_dir = data_dir or args.data_dir
+        args.output_dir = output_dir or args.output_dir
+        args.ckpt_dir = args.ckpt_dir or os.path.join(args.output_dir, "models", "mnist-vae")
+        args.sample_dir = args.sample_dir or os.path.join(args.output_dir, "samples", "mnist-vae")
+        return run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(npu_session.run_main(main))

@@ -1,0 +1,51 @@
+"""Image grids of the VAE and the errors of its reconstructions."""
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+import os
+
+import matplotlib.image
+import numpy as np
+
+
+def image_grid(images, rows, columns):
+    """float [rows * columns, 784] -> float [rows * 28, columns * 28], row by row."""
+    tiles = np.reshape(images, (rows, columns, 28, 28))
+    return tiles.transpose(0, 2, 1, 3).reshape(rows * 28, columns * 28)
+
+
+def save_image_grid(path, images):
+    """Writes images [N, 784] as a square grey PNG grid, stretched from minimum to maximum.
+
+    The stretch is what the reference's writer (scipy.misc.imsave) did. Missing tiles stay black.
+    """
+    side = int(np.ceil(np.sqrt(len(images))))
+    padded = np.zeros((side * side, 784), np.float32)
+    padded[:len(images)] = images
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    matplotlib.image.imsave(path, image_grid(padded, side, side), cmap="gray")
+
+
+def save_image(path, image):
+    """Writes one image [784] in [0,1] as a 28 x 28 grey PNG, 0 black and 1 white."""
+    matplotlib.image.imsave(path, np.reshape(image, (28, 28)), cmap="gray", vmin=0, vmax=1)
+
+
+def reconstruction_error(reconstructed, images):
+    """Mean squared error per pixel of two [N, 784] arrays, as the seed's log reports it."""
+    difference = np.asarray(reconstructed, np.float64) - images
+    return float(np.mean(np.square(difference)))
+
+
+def in_batches(function, batch_size, *arrays):
+    """Applies `function`, which takes batch_size rows, to arrays of any length N.
+
+    The last batch is filled up with copies of its first row and the surplus dropped, so that
+    every call has the same shape (the NPU compiles a graph per shape).
+    """
+    results, count = [], len(arrays[0])
+    for start in range(0, count, batch_size):
+        pieces = [array[start:start + batch_size] for array in arrays]
+        missing = batch_size - len(pieces[0])
+        padded = [np.concatenate([piece, np.repeat(piece[:1], missing, axis=0)])
+                  for piece in pieces]
+        results.append(function(*padded)[:batch_size - missing])
+    return np.concatenate(results)
