@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import sys
+import zlib
 
 import numpy as np
 
@@ -82,8 +83,8 @@ def parse_args(argv=None):
     add("--decay_lr", action="store_true", help="rate * 0.7 every 50 updates")
     add("--encoder_start", action="store_true",
         help="one more start: the encoder's z of a linear estimate")
-    add("--lmbd", type=WEIGHT, default=0.1, help="Lasso's alpha")
-    add("--sparse_weight", type=WEIGHT, default=0.02, help="l1 weight of vae-sparse's deviation")
+    add("--lmbd", type=POSITIVE, default=0.1, help="Lasso's alpha")
+    add("--sparse_weight", type=POSITIVE, default=0.02, help="l1 weight of vae-sparse's deviation")
     add("--omp_k", type=POSITIVE_INT, help="pixels that omp selects; default m / 4")
     add("--not_lazy", action="store_true", help="recover again what is saved already")
     add("--save_images", action="store_true", help="write k.png per image")
@@ -112,6 +113,8 @@ def parse_args(argv=None):
 
 def check(args):
     """InputError for flags that contradict each other, before anything is computed."""
+    if not 0 <= args.seed < 2 ** 31:
+        raise InputError(f"--seed={args.seed} is not in 0..2^31-1")
     if args.batch_size > args.num_input_images:
         raise InputError(f"--batch-size={args.batch_size} is more than "
                          f"--num-input-images={args.num_input_images}")
@@ -120,6 +123,8 @@ def check(args):
                          "images to the measurements")
     if "omp" in args.model_types:
         lasso.check_omp_k(args.omp_k, args.num_measurements)
+    if args.gif and "vae" not in args.model_types:
+        raise InputError("--gif shows the search of model type vae: add it to --model-types")
     estimators.check(args)
 
 
@@ -169,8 +174,8 @@ def input_images(args, data):
 def measurement_matrix(args, random):
     """A float64 [784, m] of one batch, None for projection. Gaussian ones are new in each batch."""
     if args.measurement_type in ("fixed", "learned"):
-        return e2e_def.restore_matrix(e2e_def.checkpoint_folder(
-            args.e2e_dir, args.num_measurements, args.measurement_type == "learned"))
+        return e2e_def.restore_matrix(estimators.weights_folder(args, "learned"),
+                                      args.num_measurements)
     return measurements.measurement_matrix(args.measurement_type, random, args.num_measurements,
                                            args.inpaint_size, args.superres_factor)
 
@@ -204,9 +209,11 @@ def recover(args, batches, known=None, after_batch=None):
     Returns:
       dict model type -> list of Result, one per batch that was not skipped.
     """
-    results = {}
+    results, open_batches = {}, {}
     for model_type in args.model_types:
-        todo = batches[(known or {}).get(model_type, 0):]
+        open_batches[model_type] = batches[(known or {}).get(model_type, 0):]
+    estimators.check_checkpoints(args, [kind for kind in open_batches if open_batches[kind]])
+    for model_type, todo in open_batches.items():
         if not todo:
             continue
         options = {}
@@ -227,12 +234,12 @@ def frame_saver(args):
     """Function for estimators.vae: writes the first start's images, <gif_dir>/<k>/<iter>.png."""
     folder = args.gif_dir or os.path.join(args.output_dir, "gif")
 
-    def save(batch, done, get_x_hat):
-        for row, image in enumerate(get_x_hat()[0, 0, :batch.count]):
-            number = batch.number * args.batch_size + row
-            frames = os.path.join(folder, str(number))
-            os.makedirs(frames, exist_ok=True)
-            util.save_image(os.path.join(frames, f"{done}.png"), image)
+    def save(group, done, get_x_hat):
+        for batch, x_hat in zip(group, get_x_hat()):
+            for row, image in enumerate(x_hat[0, :batch.count]):
+                frames = os.path.join(folder, str(batch.number * args.batch_size + row))
+                os.makedirs(frames, exist_ok=True)
+                util.save_image(os.path.join(frames, f"{done}.png"), image)
     return save
 
 
@@ -240,7 +247,7 @@ def result_folder(args, model_type):
     """Upstream's folder of one model's results, below <output_dir>/estimated."""
     weights = [args.mloss1_weight, args.mloss2_weight, args.zprior_weight]
     search = [args.optimizer_type, args.learning_rate, args.momentum, args.decay_lr,
-              args.max_update_iter, args.num_random_restarts]
+              args.max_update_iter, args.num_random_restarts] + ["encoder"] * args.encoder_start
     parameters = {
         "vae": weights + search, "vae-sparse": weights + search + [args.sparse_weight],
         "lasso": [args.lmbd], "omp": [args.omp_k], "learned": [50, 200]}[model_type]
@@ -257,40 +264,68 @@ def matrix_folder(args):
 
 
 class Store:
-    """Saved results of one model: upstream's two pickles, k.png per image, and config.json.
+    """Saved results of one model: upstream's two pickles, k.png per image, config.json and, when
+    all is there, result.json.
 
-    Raises InputError where the folder holds results of the same name made with other flags.
+    Raises InputError where the folder holds results of the same name made with other settings, and
+    where --resume=True finds none or --resume=False some.
     """
 
     FILES = ("measurement_losses.pkl", "l2_losses.pkl")
-    FIXED = ("seed", "batch_size", "num_input_images", "encoder_start", "data")
+    FIXED = ("seed", "batch_size", "num_input_images", "data", "checksum_of_measurements",
+             "checksum_of_weights")
 
-    def __init__(self, args, model_type, data_name):
+    def __init__(self, args, model_type, data_name, batches):
         self.folder, self._args = result_folder(args, model_type), args
-        self._losses, self._images = [{}, {}], {}
-        config = dict(vars(args), data=data_name)
-        path = os.path.join(self.folder, "config.json")
-        before = npu_session.read_json(path)
-        for name in self.FIXED if before and not args.not_lazy else ():
-            if before.get(name) != config[name]:
-                raise InputError(
-                    f"{self.folder} holds results made with {name} = {before.get(name)}, not "
-                    f"{config[name]}: replace them with --not-lazy or choose another --output-dir")
-        if args.save_images or args.save_stats:
-            os.makedirs(self.folder, exist_ok=True)
-            npu_session.write_json(path, config)
-        if before and not args.not_lazy and args.save_stats:
+        self._losses, self._images, self._started = [{}, {}], {}, False
+        self._config = dict(vars(args), data=data_name,
+                            checksum_of_measurements=checksum(batches),
+                            checksum_of_weights=estimators.checksum(args, model_type))
+        if not (args.save_images or args.save_stats):
+            return
+        os.makedirs(self.folder, exist_ok=True)
+        self._before = npu_session.read_json(os.path.join(self.folder, "config.json"))
+        if args.resume is True and not self._before:
+            raise InputError(f"--resume: there are no results in {self.folder}")
+        if args.not_lazy or not self._before:
+            return
+        self._check_same()
+        if args.save_stats:
             self._losses = [self._read(name) for name in self.FILES]
 
+    def _check_same(self):
+        if self._args.resume is False:
+            raise InputError(f"{self.folder} holds results: go on with --resume=True, replace them "
+                             "with --not-lazy, or choose another --output-dir")
+        for name in self.FIXED:
+            old, new = self._before.get(name), self._config[name]
+            if old != new:
+                raise InputError(f"{self.folder} holds results made with {name} = {old}, not "
+                                 f"{new}: replace them with --not-lazy or choose another "
+                                 "--output-dir")
+
     def _read(self, name):
+        path = os.path.join(self.folder, name)
         try:
-            with open(os.path.join(self.folder, name), "rb") as file:
-                return pickle.load(file)
+            with open(path, "rb") as file:
+                losses = pickle.load(file)
+            return {int(number): float(loss) for number, loss in losses.items()}
         except FileNotFoundError:
             return {}
-        except (pickle.UnpicklingError, EOFError, ValueError) as error:
-            raise InputError(f"{os.path.join(self.folder, name)} is damaged ({error}): recover "
-                             "again with --not-lazy") from None
+        except Exception as error:  # damaged pickles raise almost any kind
+            raise InputError(f"{path} is damaged ({error}): recover again with "
+                             "--not-lazy") from None
+
+    def _start(self):
+        """Before the first file: config.json; results that it does not describe are removed."""
+        if self._started:
+            return
+        self._started = True
+        if self._args.not_lazy and self._before:
+            for name in os.listdir(self.folder):
+                if name in self.FILES or re.match(r"\d+\.png$", name):
+                    os.remove(os.path.join(self.folder, name))
+        npu_session.write_json(os.path.join(self.folder, "config.json"), self._config)
 
     def complete(self, batches):
         """How many leading batches need no recovery because all that is asked for is there."""
@@ -322,20 +357,40 @@ class Store:
 
     def write(self):
         """Writes what was asked for and not written yet; each file whole or not at all."""
-        if self._args.save_images:
+        args = self._args
+        if not self._images or not (args.save_images or args.save_stats):
+            return
+        self._start()
+        if args.save_images:
             for number, image in self._images.items():
                 util.save_image(self._image_path(number), image)
         self._images = {}
-        for name, losses in zip(self.FILES, self._losses) if self._args.save_stats else ():
+        for name, losses in zip(self.FILES, self._losses) if args.save_stats else ():
             path = os.path.join(self.folder, name)
             with open(path + ".tmp", "wb") as file:
                 pickle.dump(losses, file, protocol=2)
             os.replace(path + ".tmp", path)
 
+    def finish(self):
+        """Writes the rest and the summary, which it returns."""
+        self.write()
+        summary = self.summary()
+        if self._args.save_stats:
+            npu_session.write_json(os.path.join(self.folder, "result.json"), summary)
+        return summary
+
     def summary(self):
         """Mean losses of all images with the 95 % bar, and the mean PSNR in dB."""
         measurement, l2 = ([losses[k] for k in sorted(losses)] for losses in self._losses)
         return summary_of(measurement, l2)
+
+
+def checksum(batches):
+    """Checksum of all measurements, rounded so that it does not depend on the order of a sum."""
+    total = 0
+    for batch in batches:
+        total = zlib.crc32(np.round(1000 * batch.y[:batch.count]).astype(np.int64), total)
+    return total & 0xFFFFFFFF
 
 
 def summary_of(measurement_loss, l2_loss):
@@ -346,20 +401,31 @@ def summary_of(measurement_loss, l2_loss):
             "mean_measurement_loss": metrics.mean_and_bar(measurement_loss).mean}
 
 
-def save_matrix_picture(args, batches, results):
-    """Rows of images: originals, what the measurements show of them, one row per model."""
+def measurement_title(args, data_name):
+    """Title of a picture: the data and how they were measured."""
+    count = {"inpaint": f"inpaint {args.inpaint_size} x {args.inpaint_size}",
+             "superres": f"superres, factor {args.superres_factor}",
+             "project": "project"}.get(
+                 args.measurement_type, f"{args.measurement_type} A, m = {args.num_measurements}")
+    return f"{data_name}: {count}, noise {args.noise_std:g}"
+
+
+def save_matrix_picture(args, data_name, batches, results, path=None, show=False):
+    """Rows of images: originals, what the measurements show of them, one row per model.
+
+    Args:
+      results: dict the row's name -> list of Result.
+      path: of the PNG, None for none. show: open a window.
+    """
     originals = np.concatenate([batch.images[:batch.count] for batch in batches])
     rows = collections.OrderedDict(Original=originals)
-    if args.measurement_type in ("inpaint", "superres"):
-        name = "Masked" if args.measurement_type == "inpaint" else "Blurred"
-        rows[name] = measurements.visible_image(args.measurement_type, originals,
-                                                args.inpaint_size, args.superres_factor)
-    for model_type, parts in results.items():
-        rows[figures.LABELS.get(model_type, model_type)] = np.concatenate(
-            [part.x_hat for part in parts])
-    path = os.path.join(matrix_folder(args), "matrix_{}.png".format("_".join(args.model_types)))
-    figures.image_matrix(rows, path if args.image_matrix in (2, 3) else None,
-                         show=args.image_matrix in (1, 3))
+    visible = measurements.visible_image(args.measurement_type, originals, args.inpaint_size,
+                                         args.superres_factor)
+    if visible is not None:
+        rows["Masked" if args.measurement_type == "inpaint" else "Blurred"] = visible
+    for name, parts in results.items():
+        rows[name] = np.concatenate([part.x_hat for part in parts])
+    figures.image_matrix(rows, path, measurement_title(args, data_name), show)
 
 
 def print_summary(model_type, summary):
@@ -372,29 +438,49 @@ def print_summary(model_type, summary):
 
 def run(args):
     """Recovers, saves and prints as the flags say; returns dict model type -> summary."""
+    if args.image_matrix in (1, 3):
+        figures.check_display()
+    if args.image_matrix in (2, 3):
+        os.makedirs(matrix_folder(args), exist_ok=True)
     data = load_data(args)
     data_name = data.name if data else "images drawn from G"
     images = input_images(args, data)
     print(f"data: {data_name}, {len(images)} images, m = {args.num_measurements}")
     batches = make_batches(args, images)
-    stores = {kind: Store(args, kind, data_name) for kind in args.model_types}
+    stores = {kind: Store(args, kind, data_name, batches) for kind in args.model_types}
     known = {kind: store.complete(batches) for kind, store in stores.items()}
+    report_known(known, batches)
 
     def after_batch(model_type, batch, result):
         stores[model_type].add(batch, result)
         done = min((batch.number + 1) * args.batch_size, len(images))
         print(f"{model_type}: Processed upto image {done} / {len(images)}", flush=True)
 
-    results = recover(args, batches, known, after_batch)
-    summaries = {}
-    for kind, store in stores.items():
-        store.write()
-        summaries[kind] = store.summary()
-        if args.print_stats:
-            print_summary(kind, summaries[kind])
+    try:
+        results = recover(args, batches, known, after_batch)
+    finally:  # what is recovered is kept, whatever stops the rest
+        for store in stores.values():
+            store.write()
+    summaries = {kind: store.finish() for kind, store in stores.items()}
+    for kind, summary in summaries.items() if args.print_stats else ():
+        print_summary(kind, summary)
     if args.image_matrix:
-        save_matrix_picture(args, batches, results)
+        name = "matrix_{}.png".format("_".join(args.model_types))
+        labelled = collections.OrderedDict((figures.LABELS[kind], results[kind])
+                                           for kind in args.model_types)
+        save_matrix_picture(args, data_name, batches, labelled,
+                            os.path.join(matrix_folder(args), name) if args.image_matrix != 1
+                            else None, show=args.image_matrix != 2)
     return summaries
+
+
+def report_known(known, batches):
+    """Says what --not-lazy would recover again."""
+    for kind, count in known.items():
+        if count:
+            done = sum(batch.count for batch in batches[:count])
+            print(f"{kind}: the first {done} images are saved already; --not-lazy recovers them "
+                  "again")
 
 
 def main(argv=None):
@@ -403,9 +489,7 @@ def main(argv=None):
     with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
         args.data_dir = data_dir or args.data_dir
         args.output_dir = output_dir or args.output_dir
-        summaries = run(args)
-        if args.save_stats:
-            npu_session.write_json(os.path.join(matrix_folder(args), "result.json"), summaries)
+        run(args)
     return 0
 
 

@@ -6,6 +6,9 @@ batch, x_hat [B, 784] or, of the wanted images only, [count, 784].
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import collections
 import functools
+import glob
+import os
+import zlib
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -40,7 +43,8 @@ def session_config(args):
 def vae(args, batches, after_updates=None):
     """G(z^) of the best start (Bora et al., section 3).
 
-    after_updates: function(batch, updates done, get_x_hat), see recovery.Recovery.run.
+    after_updates: function(batches of this run, updates done, get_x_hat), see
+      recovery.Recovery.run.
     """
     size, measurements = batches[0].images.shape[0], batches[0].y.shape[1]
     groups = min(args.batches_per_run, len(batches))
@@ -58,7 +62,7 @@ def vae(args, batches, after_updates=None):
                 np.stack([random_starts(args, batch) for batch in group]),
                 prior and np.stack([linear_estimate(batch, args.noise_std, *prior)
                                     for batch in group]),
-                after_updates and functools.partial(after_updates, wanted[0]))
+                after_updates and functools.partial(after_updates, wanted))
             print_history(args, estimate.history)
             yield from estimate.x_hat[:len(wanted)]
 
@@ -109,9 +113,7 @@ def omp_pixels(args, batches):
 
 def learned(args, batches):
     """The decoder trained together with (or for) its matrix: train_e2e.py."""
-    folder = e2e_def.checkpoint_folder(args.e2e_dir, args.num_measurements,
-                                       args.measurement_type == "learned")
-    size = batches[0].images.shape[0]
+    folder, size = weights_folder(args, "learned"), batches[0].images.shape[0]
     with e2e_def.Decoder(folder, args.num_measurements, size, session_config(args)) as decoder:
         for batch in batches:
             yield decoder.run(batch.y)
@@ -132,8 +134,39 @@ def check(args):
                          f"learned or fixed, not {args.measurement_type}")
 
 
+def weights_folder(args, model_type):
+    """Folder of the checkpoint that a recovery needs; None if it needs none."""
+    if model_type == "learned":
+        return e2e_def.checkpoint_folder(args.e2e_dir, args.num_measurements,
+                                         args.measurement_type == "learned")
+    return args.pretrained_model_dir if model_type in ("vae", "vae-sparse") else None
+
+
+def checksum(args, model_type):
+    """Checksum of the newest checkpoint a model type uses; None without one.
+
+    That of its index is enough: it holds the checksums of all tensors.
+    """
+    folder = weights_folder(args, model_type)
+    paths = glob.glob(os.path.join(glob.escape(folder), "*.index")) if folder else []
+    if not paths:
+        return None
+    with open(max(paths, key=os.path.getmtime), "rb") as file:
+        return zlib.crc32(file.read()) & 0xFFFFFFFF
+
+
+def check_checkpoints(args, model_types):
+    """InputError unless the VAE that any of the model types needs is there; says how to train."""
+    folder = args.pretrained_model_dir
+    needed = {"vae", "vae-sparse"} & set(model_types)
+    if needed and not glob.glob(os.path.join(glob.escape(folder), "*.index")):
+        raise InputError(f"no checkpoint of a VAE in --pretrained-model-dir={folder}: train one "
+                         f"with python src/main.py --ckpt_dir={folder}, or give the folder of one")
+
+
 def generated_images(args, z):
     """G(z) of z [N, 20] with the weights of --pretrained-model-dir: float32 [N, 784]."""
+    check_checkpoints(args, ["vae"])
     with npu_session.new_graph().as_default():
         z_source = tf.placeholder(tf.float32, [100, model_def.N_Z])
         _, images = model_def.generator(z_source, model_def.xavier_uniform(0))

@@ -13,12 +13,14 @@ import sys
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from tensorflow.core.protobuf import rewriter_config_pb2
 from tensorflow.python.framework import meta_graph
 
 import data_input
 import model_def
 import npu_session
 import util
+from main import positive
 from npu_session import InputError
 
 Part = collections.namedtuple("Part", "inputs outputs")  # names of operations
@@ -40,9 +42,10 @@ def parse_args(argv=None):
                                            "<output_dir>/models/mnist-vae")
     parser.add_argument("--output", help="the .pb to write; default <ckpt_dir>/csgm_vae.pb")
     parser.add_argument("--part", choices=PARTS, default="both", help="what the .pb can do")
-    parser.add_argument("--batch_size", type=int, default=100, help="images per call, fixed")
+    parser.add_argument("--batch_size", type=positive, default=100, help="images per call, fixed")
     parser.add_argument("--soc_version", default="Ascend310", help="atc's name of the chip")
-    parser.add_argument("--data_dir", default="./MNISTS-data", help="main.py's, for the next two")
+    parser.add_argument("--data_dir", default=data_input.DEFAULT_FOLDER,
+                        help="folder with the four idx files, for the next two")
     parser.add_argument("--write_inputs", metavar="FOLDER",
                         help="also write the .bin files that msame reads: the first test images, "
                              "eps of zeros, and z drawn from --seed")
@@ -51,8 +54,6 @@ def parse_args(argv=None):
                              "that msame wrote (.txt, or .bin of float32)")
     npu_session.add_flags(parser, precision_mode="must_keep_origin_dtype")
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error("--batch_size must be above 0")
     if not 0 <= args.seed < 2 ** 31:
         parser.error("--seed must be in 0..2^31-1")
     if args.resume is True:
@@ -114,6 +115,19 @@ def run_frozen(path, part, inputs, config=None):
             return run_outputs(session, part, inputs)
 
 
+def unfused(config=None):
+    """A copy of a tf.ConfigProto with which constants and variables are computed alike.
+
+    TensorFlow 2.x fuses a product and its bias only where the bias is a constant, as in the .pb;
+    the fused kernel rounds differently.
+    """
+    copy = tf.ConfigProto()
+    if config is not None:
+        copy.CopyFrom(config)
+    copy.graph_options.rewrite_options.remapping = rewriter_config_pb2.RewriterConfig.OFF
+    return copy
+
+
 def largest_difference(first, second):
     """Largest |difference| of two results of run_outputs; NaN if either holds one."""
     return float(np.max([np.abs(first[name] - second[name]) for name in first]))
@@ -145,7 +159,7 @@ def export(ckpt_dir, path, part, batch_size, seed=0, config=None):
       FloatingPointError: the difference is above TOLERANCE; an earlier .pb is left as it was.
       OSError: the .pb cannot be written.
     """
-    inputs = random_inputs(part, batch_size, seed)
+    inputs, config = random_inputs(part, batch_size, seed), unfused(config)
     with npu_session.new_graph().as_default():
         build_graph(batch_size)
         checkpoints = npu_session.Checkpoints(ckpt_dir)

@@ -6,6 +6,7 @@ compressed_sensing.py. Everything in one command: reproduce.py.
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import argparse
 import collections
+import functools
 import os
 import sys
 import time
@@ -22,7 +23,7 @@ import util
 from npu_session import InputError
 
 CHECKPOINT_NAME = "mnist_vae_model-%d"  # the number is the last complete epoch, as the reference's
-FIXED_FLAGS = ("seed", "batch_size", "learning_rate", "num_samples")  # a resumed run keeps these
+FIXED = ("seed", "batch_size", "learning_rate", "num_samples", "data")  # a resumed run keeps these
 SEED_TEST_IMAGES = 1000  # the seed's test error draws 100 of the first 1000 test images
 
 Graph = collections.namedtuple(
@@ -32,7 +33,7 @@ Errors = collections.namedtuple("Errors", "val_reconstruct_error test_reconstruc
 
 def parse_args(argv=None):
     """Flags of VAE training; defaults are the reference's."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data_dir",
                         help="folder with the four idx files, or whose MNIST-data has them; "
                              f"default {data_input.DEFAULT_FOLDER}, made with stand-in digits "
@@ -74,6 +75,12 @@ def positive(text):
     if number < 1:
         raise ValueError(text)
     return number
+
+
+def schedule(args):
+    """(updates per epoch, updates in all)."""
+    per_epoch = args.num_samples // args.batch_size
+    return per_epoch, min(args.epochs * per_epoch, args.max_steps or sys.maxsize)
 
 
 def build_graph(args, data):
@@ -140,21 +147,20 @@ def save_samples(session, graph, data, folder, epoch, batch):
         util.save_image_grid(os.path.join(folder, f"{name}_{epoch:02d}_{batch:04d}.png"), images)
 
 
-def train(args, data, folder, session, graph, checkpoints):
+def train(args, data, order, folder, session, graph, checkpoints):
     """The training loop, from the step in the checkpoint to the last. Returns (exit code, step)."""
-    order = data_input.BatchOrder(len(data.train), args.batch_size, args.seed)
-    per_epoch = args.num_samples // args.batch_size
-    last_step = min(args.epochs * per_epoch, args.max_steps or sys.maxsize)
+    per_epoch, last_step = schedule(args)
     step = saved = int(session.run(graph.global_step))
     bar = tqdm(total=last_step, initial=step, unit="step", disable=not sys.stderr.isatty())
-    log = bar.write if sys.stderr.isatty() else print
-    log("start training")
+    log = bar.write if sys.stderr.isatty() else functools.partial(print, flush=True)
+    log("start training" if step < last_step else f"nothing left to train: {step} steps are done")
     with npu_session.Stop() as stop, bar:
         while step < last_step and not stop.code:
             epoch, first = divmod(step, per_epoch)
-            rows = order.rows(step, min(per_epoch - first, last_step - step))
+            stop_at = min(step + per_epoch - first, last_step)
+            rows = order.rows(step, per_epoch)  # one shape, though a resumed epoch needs fewer
             session.run(graph.pipeline.initializer, graph.pipeline.feed(rows, step))
-            stop_at = step + len(rows)
+            last_rows = rows[stop_at - step - 1]
             while step < stop_at and not stop.code:
                 count = min(args.log_every - step % args.log_every, stop_at - step)
                 started = time.time()
@@ -169,7 +175,7 @@ def train(args, data, folder, session, graph, checkpoints):
                 folder.log(step, epoch=epoch, examples_per_second=rate,
                            **dict(zip(model_def.LOSS_TERMS, terms[-1].tolist())))
             if step % per_epoch == 0:
-                end_epoch(args, data, folder, session, graph, epoch, rows[-1], log)
+                end_epoch(args, data, folder, session, graph, epoch, last_rows, log)
                 if epoch % args.ckpt_epoch == 0 and step < last_step:
                     checkpoints.save(session, CHECKPOINT_NAME % epoch)
                     saved = step
@@ -182,7 +188,7 @@ def train(args, data, folder, session, graph, checkpoints):
 
 def end_epoch(args, data, folder, session, graph, epoch, last_rows, log):
     """Errors, image grids and log lines at the end of an epoch."""
-    per_epoch = args.num_samples // args.batch_size
+    per_epoch, _ = schedule(args)
     step, last = (epoch + 1) * per_epoch, epoch == args.epochs - 1
     values = {"epoch_loss": float(session.run(graph.epoch_loss)) / per_epoch}
     graph.epoch_loss.load(0.0, session)
@@ -198,6 +204,7 @@ def end_epoch(args, data, folder, session, graph, epoch, last_rows, log):
                       min_reconstruct_error=float(session.run(graph.best_error)))
     if epoch % args.eval_epoch == 0 or last:
         values.update(full_test_errors(session, graph, data))
+    npu_session.check_finite(np.array([list(values.values())]), values, step - 1, args.ckpt_dir)
     if epoch % args.sample_epoch == 0 or last:
         save_samples(session, graph, data, args.sample_dir, epoch, per_epoch - 1)
     log("Epoch: {:04d} Avg loss = {:.9f}".format(epoch + 1, values["epoch_loss"]))
@@ -227,10 +234,15 @@ def run(args):
     if args.num_samples < args.batch_size:
         raise InputError(f"--num_samples={args.num_samples} is less than one batch of "
                          f"{args.batch_size}")
+    order = data_input.BatchOrder(len(data.train), args.batch_size, args.seed)
+    args.data = data.name
     print_settings(args)
-    folder = npu_session.RunFolder(args.ckpt_dir, args, FIXED_FLAGS)
     with npu_session.new_graph().as_default():
         graph = build_graph(args, data)
+        for count in schedule(args):
+            graph.loop.check(count)
+        os.makedirs(args.sample_dir, exist_ok=True)
+        folder = npu_session.RunFolder(args.ckpt_dir, args, FIXED)  # after all that may refuse
         checkpoints = npu_session.Checkpoints(args.ckpt_dir)
         initialize = tf.global_variables_initializer()
         print("\n".join(variable.name for variable in tf.global_variables()) + "\n")
@@ -241,19 +253,22 @@ def run(args):
             graph.loop.prepare(session)
             restored = checkpoints.restore(session, args.resume is True)
             step = int(session.run(graph.global_step))
+            graph.loop.check(step)
             print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
                   else "No checkpoint found")
             folder.rewind(step)
             tf.get_default_graph().finalize()
-            code, step = train(args, data, folder, session, graph, checkpoints)
+            code, step = train(args, data, order, folder, session, graph, checkpoints)
             if code:
                 print(f"stopped by a signal after step {step - 1}: continue with --resume")
                 return code
             result = full_test_errors(session, graph, data)
+            npu_session.check_finite(np.array([list(result.values())]), result, step - 1,
+                                     args.ckpt_dir)
             best = float(session.run(graph.best_error))
     for name, value in result.items():
         print(f"{name} {value:.5f}")
-    epoch = (step - 1) // (args.num_samples // args.batch_size)
+    epoch = (step - 1) // schedule(args)[0]
     folder.finish(data=data.name, step=step, epoch=epoch, seed=args.seed,
                   min_reconstruct_error=best, **result)
     print(f"===============min_reconstruct_error_in_epoch:{epoch},reis{best:.5f}"

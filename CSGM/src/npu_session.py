@@ -121,22 +121,21 @@ def staged(data_url, train_url):
     def is_remote(url):
         return bool(url) and url.startswith(("obs://", "s3://"))
 
-    scratch = "/cache" if os.path.isdir("/cache") else tempfile.gettempdir()
+    scratch = "/cache" if os.path.isdir("/cache") else None  # ModelArts' large disk
     data, output = data_url, train_url
     if is_remote(data_url):
-        data = os.path.join(scratch, "dataset")
-        _moxing_files(data_url).copy_parallel(data_url, data)
+        files, data = _moxing_files(data_url), tempfile.mkdtemp(prefix="dataset-", dir=scratch)
+        files.copy_parallel(data_url, data)
     if not is_remote(train_url):
         yield data, output
         return
-    output, files = os.path.join(scratch, "result"), _moxing_files(train_url)
+    files, output = _moxing_files(train_url), tempfile.mkdtemp(prefix="result-", dir=scratch)
     if files.exists(train_url):
         files.copy_parallel(train_url, output)
     try:
         yield data, output
     finally:
-        if os.path.isdir(output):
-            files.copy_parallel(output, train_url)
+        files.copy_parallel(output, train_url)
 
 
 # ---------------------------------------------------------------- device and session
@@ -336,7 +335,7 @@ class Loop:
         """InputError unless `count` steps in a row can be run."""
         if count % self._per_loop:
             raise InputError(f"{count} steps cannot be run {self._per_loop} at a time on the NPU: "
-                             "choose a number of steps per session.run that divides them")
+                             "choose a --log_every that divides them")
 
     def run(self, session, count):
         """Runs `count` steps. Returns the values of every step, [count, ...]; on the NPU those of
@@ -404,17 +403,21 @@ class Checkpoints:
         """Writes <folder>/<name>.{index,meta,data-*}. Raises OSError when it cannot."""
         try:
             self._saver.save(session, os.path.join(self.folder, name))
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, ValueError) as error:  # ValueError: the folder is gone
+            reason = str(error).split("\n\t [[")[0].split("\n")[-1]  # TensorFlow adds where
             raise OSError(f"checkpoint {name} could not be written to {self.folder}: "
-                          f"{error.message.splitlines()[0]}") from None
+                          f"{reason}") from None
+
+    def _listed(self):
+        try:
+            state = tf.train.get_checkpoint_state(self.folder)
+        except (tf.errors.OpError, ValueError):  # the list itself is damaged
+            state = None
+        return list(state.all_model_checkpoint_paths) if state else []
 
     def found(self):
         """Checkpoint paths in the folder, oldest first, whether readable or not."""
-        try:
-            state = tf.train.get_checkpoint_state(self.folder)
-        except tf.errors.OpError:
-            state = None
-        listed = list(state.all_model_checkpoint_paths) if state else []
+        listed = self._listed()
         on_disk = sorted(glob.glob(os.path.join(glob.escape(self.folder), "*.index")),
                          key=os.path.getmtime)
         paths = [path[:-len(".index")] for path in on_disk]
@@ -436,7 +439,9 @@ class Checkpoints:
                 print(f"WARNING: checkpoint {path} is damaged ({type(error).__name__}); trying "
                       "the one before", file=sys.stderr)
                 continue
-            self._saver.recover_last_checkpoints(paths[:paths.index(path) + 1])
+            older = paths[:paths.index(path) + 1]
+            self._saver.recover_last_checkpoints(  # it deletes them in time; unlisted ones stay
+                [path for path in self._listed() if path in older])
             return path
         if paths or required:
             raise InputError(f"no readable checkpoint in {self.folder}: give the folder of a "
@@ -461,14 +466,14 @@ def write_json(path, content):
     os.replace(path + ".tmp", path)
 
 
-def read_json(path):
-    """Content of a JSON file, None if there is none. Raises InputError if it is damaged."""
+def read_json(path, parse=json.load):
+    """parse(file) of a JSON file, None if there is none. Raises InputError if it is damaged."""
     try:
         with open(path) as file:
-            return json.load(file)
+            return parse(file)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise InputError(f"{path} is damaged ({error}): remove it") from None
 
 
@@ -494,18 +499,21 @@ class RunFolder:
             raise InputError(f"cannot write to the folder {folder}: {error.strerror}") from None
         self._take_lock()
         config = os.path.join(folder, "config.json")
-        self._check_resume(args, (read_json(config) or {}).get("flags"), fixed)
+        before = read_json(config, lambda file: dict(json.load(file)["flags"]))
+        self._check_resume(args, before, fixed)
         write_json(config, {"flags": vars(args), "versions": versions(), "device": backend(),
-                            "seed": args.seed, "processes": size()})
+                            "seed": args.seed, "process": rank(), "processes": size()})
         self._events = tf.summary.FileWriter(folder)
 
     def _take_lock(self):
         try:
             if fcntl:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"another run is writing to {self.folder}: choose another "
                              "folder") from None
+        except OSError:  # a file system without locks
+            return
 
     def _check_resume(self, args, before, fixed):
         checkpoints = glob.glob(os.path.join(glob.escape(self.folder), "*.index"))
@@ -517,15 +525,13 @@ class RunFolder:
         for name in fixed if before else ():
             old, new = before.get(name), getattr(args, name)
             if old != new:
-                raise InputError(f"the run in {self.folder} was started with --{name}={old}, not "
+                raise InputError(f"the run in {self.folder} was started with {name}={old}, not "
                                  f"{new}: use the same, or another folder")
 
     def records(self):
         """The complete lines of metrics.jsonl, as dicts; a line cut by a kill is left out."""
-        if not os.path.exists(self._metrics):
-            return []
-        with open(self._metrics) as file:
-            return [json.loads(line) for line in file if line.endswith("}\n")]
+        return read_json(self._metrics, lambda file: [
+            json.loads(line) for line in file if line.endswith("}\n")]) or []
 
     def rewind(self, step):
         """Forgets the records after `step`: what a resumed run will log again."""

@@ -35,10 +35,11 @@ def run_program():
 @pytest.fixture(scope="session")
 def golden_checkpoint(tmp_path_factory):
     """Folder (str) with a checkpoint of the VAE whose weights follow the golden rule FILL."""
+    import tensorflow.compat.v1 as tf
+
     import golden_rules
     import model_def
     import npu_session
-    import tensorflow.compat.v1 as tf
     folder = str(tmp_path_factory.mktemp("golden_vae"))
     with npu_session.new_graph().as_default(), tf.Session() as session:
         initializer = model_def.xavier_uniform(0)

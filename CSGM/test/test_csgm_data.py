@@ -8,11 +8,11 @@ import struct
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from golden_rules import find_seed, load
 
 import data_input
 import main
 import npu_session
+from golden_rules import find_seed, load
 from npu_session import InputError
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -303,8 +303,10 @@ def refused(capsys, *flags):
     (["--num_samples=99"], "--num_samples=99 is less than one batch of 100")])
 def test_fewer_images_than_a_batch_is_refused_before_training(small_data, tmp_path, capsys, flags,
                                                               message):
-    error, printed = refused(capsys, "--data_dir=" + small_data, f"--output_dir={tmp_path}", *flags)
+    output = str(tmp_path / "output")
+    error, printed = refused(capsys, "--data_dir=" + small_data, "--output_dir=" + output, *flags)
     assert message in error and "start training" not in printed
+    assert not os.path.exists(output)  # a corrected second try finds no run with other flags
 
 
 def test_damaged_data_is_refused_before_anything_is_written(small_data, tmp_path, capsys):

@@ -15,18 +15,14 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import e2e_def
+import npu_session
+import train_e2e
+from golden_rules import FILL, IMG, RS, find_seed, load
+from npu_session import InputError
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCE = os.path.join(os.path.dirname(HERE), "src")
-for folder in (HERE, SOURCE):
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-
-import e2e_def  # noqa: E402
-import npu_session  # noqa: E402
-import train_e2e  # noqa: E402
-from golden_rules import FILL, IMG, RS, find_seed, load  # noqa: E402
-from npu_session import InputError  # noqa: E402
-
 M, STEPS = 12, 1000
 SMALL = [f"--num_measurements={M}", "--batch_size=32", "--threads=1", "--log_every=20"]
 DECODER = ["hidden0/weights", "hidden0/biases", "hidden1/weights", "hidden1/biases",
