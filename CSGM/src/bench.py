@@ -4,7 +4,6 @@ Both sides compute the same: the benchmark fails if their results differ. They a
 process, so that whatever else the machine does meets both; the ratio of the medians is printed.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-import argparse
 import collections
 import json
 import os
@@ -35,7 +34,7 @@ Recovered = collections.namedtuple("Recovered", "x_hat total_loss")
 
 def parse_args(argv=None):
     """Flags of the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = npu_session.argument_parser(__doc__.splitlines()[0])
     parser.add_argument("--part", choices=["training", "recovery", "both"], default="both")
     parser.add_argument("--repeats", type=training.positive, default=20,
                         help="measured repetitions of each side, after one that warms up")
@@ -49,12 +48,8 @@ def parse_args(argv=None):
     parser.add_argument("--ckpt_dir", help="folder with a VAE's checkpoints, for recovery; "
                                            "default: random weights, likewise")
     parser.add_argument("--json", metavar="FILE", help="also write the results to FILE")
-    npu_session.add_flags(parser, precision_mode="must_keep_origin_dtype")
+    npu_session.add_session_flags(parser, precision_mode="must_keep_origin_dtype")
     args = parser.parse_args(argv)
-    if not 0 <= args.seed < 2 ** 31:
-        parser.error("--seed must be in 0..2^31-1")
-    if args.resume is True:
-        parser.error("--resume: a benchmark is measured anew each time")
     args.learning_rate, args.log_every = 0.001, min(args.steps, UPDATES_PER_RUN)
     return args
 

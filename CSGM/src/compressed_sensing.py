@@ -4,7 +4,6 @@ Estimators: estimators.py (VAE objective: recovery.py). Measurement matrices: me
 Flags and result folders are upstream's; hyphens and underscores in flag names are the same.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-import argparse
 import collections
 import os
 import pickle
@@ -53,33 +52,36 @@ WEIGHT = flag_type(float, lambda number: 0 <= number < np.inf, "number of at lea
 
 def parse_args(argv=None):
     """Flags of a recovery; upstream's names, defaults that work for MNIST."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = npu_session.argument_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--pretrained_model_dir", default="./models/mnist-vae/", help="the VAE's checkpoints")
     add("--e2e_dir", default=".", help="output folder of train_e2e.py")
     add("--data_dir", help=f"folder with the four idx files; default {data_input.DEFAULT_FOLDER}, "
                            "made with stand-in digits if it does not exist")
     add("--output_dir", default=".", help="receives estimated/")
-    add("--dataset", choices=["mnist"], default="mnist")
+    add("--dataset", choices=["mnist"], default="mnist", help="part of the results' path")
     add("--input_type", default="full-input", choices=INPUT_TYPES, type=hyphens,
         help="first test images, test images drawn at random, or images drawn from G")
-    add("--num_input_images", type=POSITIVE_INT, default=10)
+    add("--num_input_images", type=POSITIVE_INT, default=10, help="images to recover")
     add("--batch_size", type=POSITIVE_INT, default=10,
         help="images that share a matrix; z's gradient carries 1/batch_size")
-    add("--measurement_type", default="gaussian", choices=measurements.MEASUREMENT_TYPES)
+    add("--measurement_type", default="gaussian", choices=measurements.MEASUREMENT_TYPES,
+        help="kind of matrix A; project: the pixels themselves")
     add("--noise_std", type=WEIGHT, default=0.1, help="of each measurement")
     add("--num_measurements", type=int, help="m; default 200, for gaussian, fixed, learned")
     add("--inpaint_size", type=int, default=1, help="pixels, side of the missing block")
     add("--superres_factor", type=int, default=2, help="side of the averaged blocks")
-    add("--model_types", nargs="+", choices=estimators.MODEL_TYPES, default=["vae", "lasso"])
+    add("--model_types", nargs="+", choices=estimators.MODEL_TYPES,
+        help="estimators; default vae lasso, for project vae")
     add("--mloss1_weight", type=WEIGHT, default=0.0, help="of mean |y - G(z)A|")
     add("--mloss2_weight", type=WEIGHT, default=1.0, help="of mean (y - G(z)A)^2")
     add("--zprior_weight", type=WEIGHT, default=0.1, help="of |z|^2")
-    add("--optimizer_type", choices=recovery.OPTIMIZERS, default="adam")
-    add("--learning_rate", type=POSITIVE, default=0.01)
+    add("--optimizer_type", choices=recovery.OPTIMIZERS, default="adam",
+        help="minimises the objective over z")
+    add("--learning_rate", type=POSITIVE, default=0.01, help="of the optimizer")
     add("--momentum", type=WEIGHT, default=0.9, help="of --optimizer-type momentum")
     add("--max_update_iter", type=POSITIVE_INT, default=1000, help="updates of every start")
-    add("--num_random_restarts", type=POSITIVE_INT, default=10)
+    add("--num_random_restarts", type=POSITIVE_INT, default=10, help="random starts per image")
     add("--decay_lr", action="store_true", help="rate * 0.7 every 50 updates")
     add("--encoder_start", action="store_true",
         help="one more start: the encoder's z of a linear estimate")
@@ -104,6 +106,8 @@ def parse_args(argv=None):
     words = sys.argv[1:] if argv is None else argv
     args = parser.parse_args([normalised(word) for word in words])
     args.num_measurements = measurement_count(args)
+    args.model_types = args.model_types or (
+        ["vae"] if args.measurement_type == "project" else ["vae", "lasso"])
     args.omp_k = args.omp_k or max(1, args.num_measurements // 4)
     if args.gif:
         args.iterations_per_loop = args.gif_iter
@@ -113,8 +117,6 @@ def parse_args(argv=None):
 
 def check(args):
     """InputError for flags that contradict each other, before anything is computed."""
-    if not 0 <= args.seed < 2 ** 31:
-        raise InputError(f"--seed={args.seed} is not in 0..2^31-1")
     if args.batch_size > args.num_input_images:
         raise InputError(f"--batch-size={args.batch_size} is more than "
                          f"--num-input-images={args.num_input_images}")

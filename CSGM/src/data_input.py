@@ -156,6 +156,17 @@ class BatchOrder:
         return np.concatenate(pieces).reshape(batches, self._batch_size)
 
 
+def plain_options():
+    """tf.data options without graph rewriting, which would copy all images at each restart."""
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    if hasattr(options, "autotune"):  # TensorFlow 2.x
+        options.autotune.enabled = False
+    else:
+        options.experimental_optimization.autotune = False
+    return options
+
+
 def training_pipeline(images, batch_size, n_z, seed):
     """tf.data pipeline of (x float32 [batch_size, 784], eps float32 [batch_size, n_z]).
 
@@ -174,7 +185,7 @@ def training_pipeline(images, batch_size, n_z, seed):
         return tf.cast(pixels, tf.float32) * np.float32(1.0 / 255.0), eps
 
     count = tf.cast(tf.shape(row_source)[0], tf.int64)
-    dataset = tf.data.Dataset.range(count).map(batch).prefetch(8)
+    dataset = tf.data.Dataset.range(count).map(batch).prefetch(8).with_options(plain_options())
     iterator = tf.data.make_initializable_iterator(dataset)
 
     def feed(rows, step):

@@ -4,7 +4,6 @@ Reconstruction: x_ph [B, 784] and eps [B, 20] -> gen/Sigmoid (eps of zeros leave
 Sampler: x_ph_1, which is z [B, 20], -> gen_1/Sigmoid. The names are the reference's.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-import argparse
 import collections
 import contextlib
 import os
@@ -36,7 +35,7 @@ TOLERANCE = 1e-6  # largest accepted difference between the .pb's and the checkp
 
 def parse_args(argv=None):
     """Flags of the export."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = npu_session.argument_parser(__doc__.splitlines()[0])
     parser.add_argument("--output_dir", default=".", help="main.py's")
     parser.add_argument("--ckpt_dir", help="folder with the VAE's checkpoints; default "
                                            "<output_dir>/models/mnist-vae")
@@ -52,13 +51,8 @@ def parse_args(argv=None):
     parser.add_argument("--check_output", metavar="FILE",
                         help="instead of exporting, print the pixel error of the reconstructions "
                              "that msame wrote (.txt, or .bin of float32)")
-    npu_session.add_flags(parser, precision_mode="must_keep_origin_dtype")
-    args = parser.parse_args(argv)
-    if not 0 <= args.seed < 2 ** 31:
-        parser.error("--seed must be in 0..2^31-1")
-    if args.resume is True:
-        parser.error("--resume: an export is made anew each time, there is nothing to continue")
-    return args
+    npu_session.add_session_flags(parser, precision_mode="must_keep_origin_dtype")
+    return parser.parse_args(argv)
 
 
 def build_graph(batch_size):

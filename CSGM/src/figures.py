@@ -14,7 +14,7 @@ LABELS = {"vae": "VAE", "vae-sparse": "VAE+sparse", "lasso": "Lasso", "omp": "OM
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^DvPX"
 APART = 0.005  # of the x axis: neighbouring curves are moved apart so that none hides another
-CLOSEST_LABELS = 0.03  # of the x axis: labels that stand nearer than this would overlap
+CLOSEST_LABELS = 0.04  # of the x axis: labels that stand nearer than this would overlap
 MARGIN = 0.05  # of the x axis, left and right of the values
 
 

@@ -4,7 +4,6 @@ Losses: model_def.vae. Data format: data_input. Recovery from measurements:
 compressed_sensing.py. Everything in one command: reproduce.py.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-import argparse
 import collections
 import functools
 import os
@@ -33,7 +32,7 @@ Errors = collections.namedtuple("Errors", "val_reconstruct_error test_reconstruc
 
 def parse_args(argv=None):
     """Flags of VAE training; defaults are the reference's."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = npu_session.argument_parser(__doc__.splitlines()[0])
     parser.add_argument("--data_dir",
                         help="folder with the four idx files, or whose MNIST-data has them; "
                              f"default {data_input.DEFAULT_FOLDER}, made with stand-in digits "
@@ -43,12 +42,13 @@ def parse_args(argv=None):
                                            "default <output_dir>/models/mnist-vae")
     parser.add_argument("--sample_dir", help="image grids; default "
                                              "<output_dir>/samples/mnist-vae")
-    parser.add_argument("--epochs", type=positive, default=750)
+    parser.add_argument("--epochs", type=positive, default=750, help="epochs in all")
     parser.add_argument("--max_steps", type=positive, help="stop after this many updates")
     parser.add_argument("--num_samples", type=positive,
                         help="images that make an epoch; default: all in the training file "
                              "(60000, of which 55000 are used, so an epoch is 1.09 passes)")
-    parser.add_argument("--batch_size", type=positive, default=100)
+    parser.add_argument("--batch_size", type=positive, default=100,
+                        help="images per update")
     parser.add_argument("--learning_rate", type=float, default=0.001, help="of Adam")
     parser.add_argument("--log_every", type=positive, default=100,
                         help="updates per session.run, and between step lines; 1: the "
@@ -64,8 +64,6 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if not args.learning_rate > 0:
         parser.error("--learning_rate must be above 0")
-    if not 0 <= args.seed < 2 ** 31:
-        parser.error("--seed must be in 0..2^31-1")
     return args
 
 

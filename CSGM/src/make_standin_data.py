@@ -5,7 +5,6 @@ them, says so, and the loader labels every result made with them.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 
-import argparse
 import contextlib
 import multiprocessing
 import numbers
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 import data_input
 from data_input import IMAGE_MAGIC, LABEL_MAGIC
-from npu_session import InputError, boolean, run_main
+from npu_session import InputError, argument_parser, boolean, run_main
 from standin_digits import BLOCK, SIDE, draw_block, send_blocks
 
 SPLITS = ("train", "t10k")  # the position is the split number of draw_block
@@ -213,30 +212,15 @@ def data_folder(data_dir, default, seed=0):
 
 def parse_args(argv=None):
     """Parses the command line; argparse ends the program on an unknown flag."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument(
-        "--data_dir", default="./MNISTS-data", help="folder to write into (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--train_count", type=int, default=60000, help="training images (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--test_count", type=int, default=10000, help="test images (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="same seed, same files (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, help="processes that draw (default: one per processor)"
-    )
-    parser.add_argument(
-        "--force",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="replace existing files of the same names (default: %(default)s)",
-    )
+    parser = argument_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data_dir", default=data_input.DEFAULT_FOLDER, help="folder to write into")
+    add("--train_count", type=int, default=60000, help="training images")
+    add("--test_count", type=int, default=10000, help="test images")
+    add("--seed", type=int, default=0, help="same seed, same files")
+    add("--workers", type=int, help="processes that draw; default: one per processor")
+    add("--force", type=boolean, nargs="?", const=True, default=False,
+        help="replace existing files of the same names")
     return parser.parse_args(argv)
 
 

@@ -6,6 +6,7 @@ a signal, and ModelArts' copies. The master is tools/npu_session.py; tools/sync 
 byte beside each entry script.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
+import argparse
 import contextlib
 import functools
 import glob
@@ -53,6 +54,7 @@ class InputError(ValueError):
 
 def run_main(main, argv=None):
     """Exit code of `main(argv)`; what the user can mend becomes one sentence on stderr."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` blocks run
     try:
         return main(argv) or 0
     except InputError as error:
@@ -70,6 +72,19 @@ def run_main(main, argv=None):
 # ---------------------------------------------------------------- flags and ModelArts
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults, but not that a flag has none."""
+
+    def _get_help_string(self, action):
+        return super()._get_help_string(action) if action.default is not None else action.help
+
+
+def argument_parser(description, **options):
+    """argparse.ArgumentParser that shows defaults and refuses abbreviated flags."""
+    return argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                   formatter_class=_Help, **options)
+
+
 def boolean(text):
     """argparse type for `--flag=True` and `--flag=False`, the ports' spelling."""
     if text.lower() not in ("true", "false", "1", "0"):
@@ -82,18 +97,31 @@ def resume_mode(text):
     return "auto" if text == "auto" else boolean(text)
 
 
+def seed_number(text):
+    """argparse type of --seed: 0..2^31-1, what NumPy's and TensorFlow's generators both take."""
+    if not 0 <= int(text) < 2 ** 31:
+        raise ValueError(text)
+    return int(text)
+
+
 def add_flags(parser, precision_mode):
-    """Adds the flags every model has: seed, resume, ModelArts' two addresses and the platform."""
-    parser.add_argument("--seed", type=int, default=0, help="fixes all that is random")
+    """Adds the flags of every program that trains: those below, --resume, ModelArts' addresses."""
     parser.add_argument("--resume", type=resume_mode, nargs="?", const=True, default="auto",
                         metavar="auto|True|False",
                         help="auto: continue the run found in the output folder, else start; "
                              "True: continue or fail; False: start in a folder without a run")
     parser.add_argument("--data_url", help="ModelArts: data, obs://, s3:// or a local folder")
     parser.add_argument("--train_url", help="ModelArts: results, obs://, s3:// or a local folder")
+    add_session_flags(parser, precision_mode)
+
+
+def add_session_flags(parser, precision_mode):
+    """Adds --seed and the flags that session_config reads."""
+    parser.add_argument("--seed", type=seed_number, default=1, help="fixes all that is random")
     group = parser.add_argument_group("platform", "--threads acts on the CPU, the rest on the NPU")
     group.add_argument("--threads", type=int, default=0, help="CPU threads; 0: one per core")
-    group.add_argument("--precision_mode", choices=PRECISION_MODES, default=precision_mode)
+    group.add_argument("--precision_mode", choices=PRECISION_MODES, default=precision_mode,
+                       help="how far float32 may become float16")
     group.add_argument("--over_dump", type=boolean, default=False, metavar="True|False",
                        help="write overflow dumps to <output>/npu_dump")
     group.add_argument("--data_dump_flag", type=boolean, default=False, metavar="True|False",
@@ -335,7 +363,7 @@ class Loop:
         """InputError unless `count` steps in a row can be run."""
         if count % self._per_loop:
             raise InputError(f"{count} steps cannot be run {self._per_loop} at a time on the NPU: "
-                             "choose a --log_every that divides them")
+                             "choose a --log_every or --iterations_per_loop that divides them")
 
     def run(self, session, count):
         """Runs `count` steps. Returns the values of every step, [count, ...]; on the NPU those of

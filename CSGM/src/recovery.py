@@ -107,6 +107,7 @@ def build_graph(settings, groups, starts, batch, measurements, iterations_per_lo
         return train_op, tf.stack([tf.reduce_mean(getattr(now, term), [0, 2]) for term in TERMS], 1)
 
     loop = npu_session.Loop(update, iterations_per_loop)
+    loop.check(settings.max_update_iter)
     own = [variable for variable in tf.global_variables()
            if not variable.op.name.startswith(("enc/", "gen/"))]
     return Graph(z, matrix, y, final, loop, tf.variables_initializer(own), back_projection,

@@ -4,7 +4,6 @@ Without data it draws stand-in digits first. Each finished cell (one method at o
 measurements and noise level) is a line of metrics.jsonl; a run that was cut goes on after the last.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-import argparse
 import collections
 import csv
 import os
@@ -54,18 +53,18 @@ STYLES = {label: number for number, label in enumerate(
 
 def parse_args(argv=None):
     """Flags; those without a default take it from the preset."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter,
+    parser = npu_session.argument_parser(
+        __doc__.splitlines()[0],
         epilog="presets (" + ", ".join(Preset._fields) + "):\n" + "\n".join(
             f"  {name}: {', '.join(map(str, preset))}" for name, preset in PRESETS.items()))
     add = parser.add_argument
-    add("--preset", choices=sorted(PRESETS), default="fast")
+    add("--preset", choices=sorted(PRESETS), default="fast", help="see below")
     add("--data_dir", help="folder with MNIST's four idx files; default: draw stand-in digits")
     add("--output_dir", default="results", help="receives everything")
     add("--pretrained_model_dir", help="VAE checkpoints to use instead of training")
     add("--measurements", type=POSITIVE_INT, nargs="+", default=list(MEASUREMENTS), metavar="M",
         help="numbers of measurements; more may be added to a finished run")
-    add("--num_random_restarts", type=POSITIVE_INT, default=10)
+    add("--num_random_restarts", type=POSITIVE_INT, default=10, help="random starts per image")
     for name, kind in FLAG_TYPES._asdict().items():
         add("--" + name, type=kind, help="default from the preset")
     npu_session.add_flags(parser, precision_mode="must_keep_origin_dtype")
@@ -286,8 +285,6 @@ def write_table(path, rows):
 
 def check(args):
     """InputError for what can be known to fail, before the output folder is touched."""
-    if not 0 <= args.seed < 2 ** 31:
-        raise InputError(f"--seed={args.seed} is not in 0..2^31-1")
     if args.batch_size > args.num_input_images:
         raise InputError(f"--batch_size={args.batch_size} is more than "
                          f"--num_input_images={args.num_input_images}")

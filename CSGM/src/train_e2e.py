@@ -4,7 +4,6 @@ Graph: e2e_def. Data format: data_input. Recovery with its checkpoints: compress
 measurement types `learned` and `fixed`.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-import argparse
 import collections
 import os
 import sys
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 import data_input
 import e2e_def
+import make_standin_data
 import model_def
 import npu_session
 import util
@@ -30,9 +30,11 @@ Graph = collections.namedtuple("Graph", "x noise model pipeline loop global_step
 
 def parse_args(argv=None):
     """Flags of end-to-end training; defaults are the reference's."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", default="./MNISTS-data",
-                        help="folder with the four idx files, or whose MNIST-data has them")
+    parser = npu_session.argument_parser(__doc__.splitlines()[0])
+    parser.add_argument("--data_dir",
+                        help="folder with the four idx files, or whose MNIST-data has them; "
+                             f"default {data_input.DEFAULT_FOLDER}, made with stand-in digits "
+                             "if it does not exist")
     parser.add_argument("--output_dir", default=".", help="holds the next two folders")
     parser.add_argument("--ckpt_dir",
                         help="checkpoints, metrics.jsonl, events, result.json; default "
@@ -48,7 +50,8 @@ def parse_args(argv=None):
     parser.add_argument("--noise_std", type=float, default=0.0,
                         help="standard deviation of the noise added to each measurement")
     parser.add_argument("--max_steps", type=positive, default=50000, help="updates in all")
-    parser.add_argument("--batch_size", type=positive, default=64)
+    parser.add_argument("--batch_size", type=positive, default=64,
+                        help="images per update")
     parser.add_argument("--learning_rate", type=float, default=e2e_def.LEARNING_RATE,
                         help="of Adam")
     parser.add_argument("--log_every", type=positive, default=100,
@@ -61,8 +64,6 @@ def parse_args(argv=None):
         parser.error("--learning_rate must be above 0")
     if not 0 <= args.noise_std < float("inf"):
         parser.error("--noise_std must be 0 or above")
-    if not 0 <= args.seed < 2 ** 31:
-        parser.error("--seed must be in 0..2^31-1")
     return args
 
 
@@ -138,7 +139,8 @@ def print_settings(args):
 
 def run(args):
     """Trains or resumes one model; returns the exit code."""
-    data = data_input.load(args.data_dir)
+    data = data_input.load(make_standin_data.data_folder(
+        args.data_dir, data_input.DEFAULT_FOLDER, args.seed))
     print(f"data: {data.name}\ntest_data {data.test.shape}")
     order = data_input.BatchOrder(len(data.train), args.batch_size, args.seed)
     print_settings(args)

@@ -10,6 +10,10 @@ import sys
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+
+import main
+import model_def
+import npu_session
 from training_runs import (
     SHORT,
     assert_same_end,
@@ -23,10 +27,6 @@ from training_runs import (
     trained,
     variables,
 )
-
-import main
-import model_def
-import npu_session
 
 DATA, INDEX = "mnist_vae_model-{}.data-00000-of-00001", "mnist_vae_model-{}.index"
 PRECIOUS = (".index", "00001", "metrics.jsonl", "checkpoint")
@@ -185,7 +185,7 @@ def test_check_finite_names_step_and_terms():
 # ---------------------------------------------------------------- disks and folders
 
 
-def limited(folder, step, size, data, output, monkeypatch):
+def limited(step, size, data, output, monkeypatch):
     """Trains; from the record of `step` on, no file can grow beyond `size` bytes."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     plain = npu_session.RunFolder.log
@@ -206,25 +206,25 @@ def limited(folder, step, size, data, output, monkeypatch):
 @pytest.mark.parametrize("size, text", [(1000000, "checkpoint mnist_vae_model-1 could not be"),
                                         (1000, "File too large")])
 def test_a_full_disk_while_training(size, text, small_data, tmp_path, monkeypatch, whole):
-    sentence = limited(tmp_path, 20, size, small_data, tmp_path, monkeypatch)
+    sentence = limited(20, size, small_data, tmp_path, monkeypatch)
     assert text in sentence and "File too large" in sentence
     code, out, err = train(small_data, tmp_path, "--resume")
     assert code == 0 and "at counter = 10" in out and "WARNING" not in err, err
     assert_same_end(run_folder(tmp_path), run_folder(whole))
 
 
-@pytest.mark.parametrize("size", [100, 1000000])
-def test_a_full_disk_from_the_start_of_the_program(size, small_data, tmp_path):
-    code = (f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
+def test_a_full_disk_shows_one_sentence_and_no_traceback(small_data, tmp_path):
+    """In a process of its own, so that TensorFlow's threads and the end of Python are seen too."""
+    code = ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000))\n"
             "import sys, main, npu_session; sys.exit(npu_session.run_main(main.main))")
     done = subprocess.run(
         [sys.executable, "-c", code, f"--data_dir={small_data}", f"--output_dir={tmp_path}",
-         "--epochs=1"] + SHORT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120,
-        universal_newlines=True,
+         "--epochs=1"] + SHORT, capture_output=True, text=True, timeout=120,
         env=dict(os.environ, PYTHONPATH=os.path.dirname(os.path.abspath(main.__file__))))
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1, done.stderr
-    assert "File too large" in done.stderr
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1 and "File too large" in sentences[0], done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_folders_that_cannot_be_written_are_found_before_training(small_data, tmp_path):
@@ -256,8 +256,8 @@ def test_a_second_run_in_the_same_folder_is_refused(small_data, tmp_path, monkey
         if now == 12:  # in another process, as a user would
             done = subprocess.run(
                 [sys.executable, main.__file__, f"--data_dir={small_data}",
-                 f"--output_dir={tmp_path}"] + SHORT, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+                 f"--output_dir={tmp_path}"] + SHORT, capture_output=True,
+                text=True, timeout=120)
             answers.append((done.returncode, done.stderr))
 
     with monkeypatch.context() as patch:
@@ -304,9 +304,9 @@ def unpacked(small_data, folder):
     ("train-images-idx3-ubyte", lambda _: b"<html>404 not found, sorry</html>", "not 2051"),
     ("train-images-idx3-ubyte", lambda b: b[:4] + b"\xff" * 4 + b[8:], "is damaged"),
     ("train-images-idx3-ubyte", lambda b: b[:11] + b"\x20" + b[12:], "not 28 x 28"),
-    ("t10k-labels-idx1-ubyte", lambda b: b[:7] + b"\x01" + b[8:9], "1 test labels|is damaged"),
-    ("t10k-labels-idx1-ubyte", lambda b: b[:-1] + b"\x0c", "label is 12"),
-    ("train-labels-idx1-ubyte", None, "has no train-labels")])
+    ("t10k-labels-idx1-ubyte", lambda b: b[:4] + b"\0\0\0\1" + b[8:9], "300 test images but 1"),
+    ("t10k-labels-idx1-ubyte", lambda b: b[:-1] + b"\x0c", "a test label is 12"),
+    ("train-labels-idx1-ubyte", None, "has no train-labels-idx1-ubyte")])
 def test_wrong_data_is_refused_before_training(name, content, text, small_data, tmp_path):
     data = unpacked(small_data, tmp_path / "data")
     path = str(data / name)
@@ -317,8 +317,7 @@ def test_wrong_data_is_refused_before_training(name, content, text, small_data, 
             whole_file = file.read()
         write(path, content(whole_file))
     sentence = refused(data, tmp_path / "out")
-    assert any(part in sentence for part in text.split("|")) and name in sentence or (
-        "test labels" in sentence)
+    assert text in sentence and str(data) in sentence
     assert not os.path.exists(str(tmp_path / "out"))
 
 

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,8 +53,9 @@ def vae_dir(small_data, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def few_cells(monkeypatch):
+    """One noise level and one m of the end-to-end baseline in this process."""
     monkeypatch.setattr(reproduce, "NOISE_LEVELS", (1,))
     monkeypatch.setattr(reproduce, "E2E_MEASUREMENTS", (10,))
 
@@ -149,13 +151,12 @@ def test_rows_are_those_of_the_recovery_program(finished, small_data, tmp_path, 
             flag for flag in SMALL if not flag.startswith(("--epochs", "--encoder"))]) == 0
     shown = [float(line.split()[4]) for line in capsys.readouterr().out.splitlines()
              if line.startswith("mean l2 loss")]
-    rows = {cell: row for cell, row in zip(cells(read_json(output)["rows"]),
-                                           read_json(output)["rows"])}
+    rows = dict(zip(cells(read_json(output)["rows"]), read_json(output)["rows"]))
     for method, value in zip(("lasso", "vae-reg"), shown):
         assert rows["reconstr", method, 200, 0.1]["mean_l2_loss"] == pytest.approx(value, rel=1e-4)
 
 
-def test_finished_run_again_recovers_nothing(finished, small_data, few_cells, monkeypatch, capsys):
+def test_finished_run_again_recovers_nothing(finished, small_data, monkeypatch, capsys):
     output, _ = finished
     before = read_json(output)
     for program in ("recover", "make_batches"):
@@ -167,7 +168,7 @@ def test_finished_run_again_recovers_nothing(finished, small_data, few_cells, mo
     assert f"numbers: {output}/results.csv" in out and read_json(output) == before
 
 
-def test_measurements_may_be_added(small_data, vae_dir, few_cells, tmp_path):
+def test_measurements_may_be_added(small_data, vae_dir, tmp_path):
     flags = [f"--data_dir={small_data}", f"--pretrained_model_dir={vae_dir}"]
     assert run(tmp_path, *flags, "--measurements", "20") == 0
     assert len(table(tmp_path)) == len(CELLS) - 6
@@ -176,7 +177,7 @@ def test_measurements_may_be_added(small_data, vae_dir, few_cells, tmp_path):
     assert not os.path.exists(str(tmp_path / "models"))  # it used the given VAE
 
 
-def test_without_data_it_draws_stand_in_digits(few_cells, vae_dir, tmp_path, monkeypatch, capsys):
+def test_without_data_it_draws_stand_in_digits(vae_dir, tmp_path, monkeypatch, capsys):
     original = make_standin_data.make_standin_data
     monkeypatch.setattr(make_standin_data, "make_standin_data", lambda folder, seed: original(
         folder, 1200, 300, seed=seed, workers=1))
@@ -194,7 +195,7 @@ def test_without_data_it_draws_stand_in_digits(few_cells, vae_dir, tmp_path, mon
 # ---------------------------------------------------------------- going on
 
 
-def test_killed_run_goes_on(small_data, vae_dir, tmp_path, few_cells, capsys):
+def test_killed_run_goes_on(small_data, vae_dir, tmp_path, capsys):
     """kill -9 after some cells; the next run recovers the others only, and all is there once."""
     flags = SMALL + MEASUREMENTS + [f"--output_dir={tmp_path}", f"--data_dir={small_data}",
                                     f"--pretrained_model_dir={vae_dir}"]
@@ -223,9 +224,8 @@ def test_killed_run_goes_on(small_data, vae_dir, tmp_path, few_cells, capsys):
     assert f"{len(CELLS) - len(before)} results in" in out
 
 
-def test_run_cut_between_picture_and_rows_draws_the_picture(small_data, vae_dir, tmp_path, few_cells,
-                                                            monkeypatch):
-    """The picture comes first: rows without their picture would never be drawn."""
+def test_picture_comes_before_its_rows(small_data, vae_dir, tmp_path, monkeypatch):
+    """A run cut in between redoes the cell; rows without their picture would stay without."""
     flags = [f"--data_dir={small_data}", f"--pretrained_model_dir={vae_dir}",
              "--measurements", "20"]
 
@@ -244,7 +244,7 @@ def test_interrupted_training_ends_the_run(small_data, tmp_path, monkeypatch):
     assert not os.path.exists(str(tmp_path / "result.json"))
 
 
-def test_interrupted_end_to_end_training_ends_the_run(small_data, vae_dir, tmp_path, few_cells,
+def test_interrupted_end_to_end_training_ends_the_run(small_data, vae_dir, tmp_path,
                                                       monkeypatch):
     monkeypatch.setattr(reproduce.train_e2e, "main", lambda _: 130)
     monkeypatch.setattr(reproduce, "measurement_sweep", lambda *_: None)
@@ -273,7 +273,7 @@ def test_presets():
     assert (fast.epochs, fast.encoder_start, fast.max_update_iter) == (10, True, 300)
 
 
-def test_flags_reach_the_programs(small_data, tmp_path, few_cells, monkeypatch):
+def test_flags_reach_the_programs(small_data, tmp_path, monkeypatch):
     """What training and recovery are given, of all that can be said."""
     given = ["--seed=5", "--threads=2", "--over_dump=True", "--data_dump_flag=True",
              "--data_dump_step=3", "--profiling=True"]
@@ -298,11 +298,12 @@ def test_flags_reach_the_programs(small_data, tmp_path, few_cells, monkeypatch):
             args.num_random_restarts, args.encoder_start) == (4, 2, 3, 0.1, 2, False)
 
 
-def test_modelarts_addresses(small_data, vae_dir, tmp_path, few_cells):
-    assert run("ignored", f"--data_url={small_data}", f"--train_url={tmp_path}",
-               f"--pretrained_model_dir={vae_dir}", "--measurements", "20") == 0
-    assert_complete(tmp_path, [cell for cell in CELLS if cell[2] != 200])
-    assert not os.path.exists("ignored")
+def test_modelarts_addresses(finished, small_data, tmp_path, capsys):
+    """A finished run at --train_url is found there, with the data of --data_url."""
+    shutil.copytree(str(finished[0]), str(tmp_path / "moved"))
+    assert run("ignored", f"--data_url={small_data}", f"--train_url={tmp_path / 'moved'}",
+               "--e2e_steps=20", "--encoder_start=True") == 0
+    assert "0 results in" in capsys.readouterr().out and not os.path.exists("ignored")
 
 
 def test_help_and_unknown_flag(run_program):
@@ -342,7 +343,7 @@ def test_finished_run_with_other_flags_is_refused(finished, small_data, capsys, 
     before = read_json(output)
     assert run(output, f"--data_dir={small_data}", "--e2e_steps=20", "--encoder_start=True",
                changed) == 2
-    assert changed.split("=")[0] in capsys.readouterr().err and read_json(output) == before
+    assert changed[2:].split("=")[0] in capsys.readouterr().err and read_json(output) == before
 
 
 def test_savings_compare_with_lasso():
@@ -352,7 +353,8 @@ def test_savings_compare_with_lasso():
               "vae-reg": {10: 0.06, 100: 0.01, 200: 0.008, 500: 0.008},
               "vae-sparse": {10: 0.06, 100: 0.005, 200: 0.004, 500: 0.001}}
     experiments.rows = [
-        dict(experiment="reconstr", method=method, measurements=m, mean_l2_loss=error, l2_bar=0)
+        {"experiment": "reconstr", "method": method, "measurements": m, "mean_l2_loss": error,
+         "l2_bar": 0}
         for method in errors for m, error in errors[method].items()]
     assert reproduce.savings(experiments) == [
         (200, 0.05, "vae-reg", 100), (200, 0.05, "vae-sparse", 100),

@@ -15,6 +15,11 @@ import types
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+
+import main
+import make_standin_data
+import model_def
+import npu_session
 from training_runs import (
     EPOCHS,
     PER_EPOCH,
@@ -32,14 +37,9 @@ from training_runs import (
     variables,
 )
 
-import main
-import make_standin_data
-import model_def
-import npu_session
-
 MODEL = os.path.dirname(os.path.dirname(os.path.abspath(main.__file__)))
-ENTRIES = [name for name in ("main", "make_standin_data", "compressed_sensing", "train_e2e",
-                             "export", "bench", "reproduce")]
+ENTRIES = ("main", "make_standin_data", "compressed_sensing", "train_e2e", "export", "bench",
+           "reproduce")
 STEP_LINE = r"step (\d+), loss = (\d+\.\d\d) \((\d+\.\d) examples/sec; (\d+\.\d{3}) sec/batch\)"
 
 
@@ -60,20 +60,22 @@ def whole_folder(whole):
 # ---------------------------------------------------------------- command line
 
 
-@pytest.mark.parametrize("entry, stand_in", [
-    (os.path.join("src", "main.py"), "src"), (os.path.join("src", "main.py"), None),
-    (os.path.join("mnist_vae", "src", "main.py"), os.path.join("mnist_vae", "src")),
-    (os.path.join("mnist_vae", "src", "main.py"), None)])
-def test_entries_run_from_their_folder_and_from_another(entry, stand_in, small_data, tmp_path):
-    cwd = os.path.join(MODEL, stand_in) if stand_in else str(tmp_path)
-    script = os.path.relpath(os.path.join(MODEL, entry), cwd)
-    flags = [f"--output_dir={tmp_path}"] if stand_in else []  # default: the working directory
-    done = subprocess.run([sys.executable, script, f"--data_dir={small_data}", "--max_steps=1"]
-                          + SHORT + flags, cwd=cwd, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert read(run_folder(tmp_path), "result.json")["step"] == 1
-    assert done.stdout.splitlines()[-1].startswith("===============min_reconstruct_error_in_epoch")
+def test_entries_run_from_their_folder_and_from_another(small_data, tmp_path):
+    processes = []
+    for number, folder in enumerate(("src", os.path.join("mnist_vae", "src")) * 2):
+        output = tmp_path / str(number)
+        output.mkdir()
+        cwd = os.path.join(MODEL, folder) if number < 2 else str(output)
+        script = os.path.relpath(os.path.join(MODEL, folder, "main.py"), cwd)
+        flags = [f"--output_dir={output}"] if number < 2 else []  # default: the working directory
+        processes.append(subprocess.Popen(
+            [sys.executable, script, f"--data_dir={small_data}", "--max_steps=1"] + SHORT + flags,
+            cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    for number, process in enumerate(processes):
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        assert read(run_folder(tmp_path / str(number)), "result.json")["step"] == 1
+        assert out.splitlines()[-1].startswith("===============min_reconstruct_error_in_epoch")
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -89,7 +91,7 @@ def test_help_of_every_entry_and_an_unknown_flag(name, capsys):
 
 def test_help_of_the_seeds_second_entry():
     done = subprocess.run([sys.executable, os.path.join(MODEL, "mnist_vae", "src", "main.py"),
-                           "--help"], stdout=subprocess.PIPE, universal_newlines=True, timeout=120)
+                           "--help"], stdout=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 0 and "--data_url" in done.stdout and "--epochs" in done.stdout
 
 
@@ -313,7 +315,7 @@ def start(data, output, *flags):
     process = subprocess.Popen(
         [sys.executable, os.path.join(MODEL, "src", "main.py"), f"--data_dir={data}",
          f"--output_dir={output}"] + SHORT + list(flags), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, universal_newlines=True)
+        stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step "):
             return process
@@ -330,14 +332,14 @@ def test_sigterm_to_the_program_saves_and_exits_143(small_data, tmp_path, whole_
 
 
 def test_kill_at_any_moment_costs_no_more_than_an_epoch(small_data, tmp_path):
-    flags = ["--epochs=25", "--sample_epoch=100", "--eval_epoch=100"]
+    flags = ["--epochs=15", "--sample_epoch=100", "--eval_epoch=100"]
     random = np.random.RandomState(int(time.time()))
-    for _ in range(3):
+    for _ in range(2):
         process = start(small_data, tmp_path / "killed", *flags)
         time.sleep(random.uniform(0.1, 1.2))
         process.kill()
         process.communicate()
-    folder = trained(small_data, tmp_path / "killed", "--resume", *flags)
+    folder = trained(small_data, tmp_path / "killed", *flags)  # anew if nothing was saved yet
     assert_same_end(folder, trained(small_data, tmp_path / "whole", *flags))
 
 
@@ -416,7 +418,7 @@ def test_the_graph_is_finalised_and_does_not_grow(small_data, tmp_path, monkeypa
 
 
 def counting_step():
-    """(train_op, values [2]): a variable goes x -> 1.5 x + 1; values are x before and its square."""
+    """(train_op, values [2]): a variable becomes 1.5 x + 1; values: x before and its square."""
     x = tf.get_variable("x", [], initializer=tf.constant_initializer(1.0))
     before = tf.identity(x)
     with tf.control_dependencies([before]):
