@@ -20,6 +20,7 @@ import measurements
 import model_def
 import npu_session
 import recovery
+from util import POSITIVE_INT
 
 UPDATES_PER_RUN, UPDATES_PER_EPOCH = 100, 600  # of main.py with its defaults
 RECOVERY_BATCH, RESTARTS, MEASUREMENTS, NOISE = 10, 10, 100, 0.1  # the reference's quick script
@@ -36,13 +37,13 @@ def parse_args(argv=None):
     """Flags of the benchmark."""
     parser = npu_session.argument_parser(__doc__.splitlines()[0])
     parser.add_argument("--part", choices=["training", "recovery", "both"], default="both")
-    parser.add_argument("--repeats", type=training.positive, default=20,
+    parser.add_argument("--repeats", type=POSITIVE_INT, default=20,
                         help="measured repetitions of each side, after one that warms up")
-    parser.add_argument("--steps", type=training.positive, default=100,
+    parser.add_argument("--steps", type=POSITIVE_INT, default=100,
                         help="training updates in one repetition")
-    parser.add_argument("--updates", type=training.positive, default=50,
+    parser.add_argument("--updates", type=POSITIVE_INT, default=50,
                         help="updates of each start in one repetition; time grows linearly")
-    parser.add_argument("--batch_size", type=training.positive, default=100, help="of training")
+    parser.add_argument("--batch_size", type=POSITIVE_INT, default=100, help="of training")
     parser.add_argument("--data_dir", help="folder with the four idx files; default: random images "
                                            "(speed does not depend on the content)")
     parser.add_argument("--ckpt_dir", help="folder with a VAE's checkpoints, for recovery; "
@@ -452,19 +453,14 @@ def run(args):
 def main(argv=None):
     """Parses the flags, measures and reports; returns the exit code."""
     args = parse_args(argv)
-    with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
-        args.data_dir = data_dir or args.data_dir
-        if output_dir and not args.json:
-            os.makedirs(output_dir, exist_ok=True)
-            args.json = os.path.join(output_dir, "bench.json")
-        results = run(args)
-        print("data: {data}; weights: {weights}; device: {device}; threads: {threads}; median of "
-              "{repeats} (quartiles)".format(**results))
-        print(", ".join(f"{name} {value}" for name, value in results["versions"].items()) + "\n")
-        print("\n".join(table(results) + [""] + remarks(results)))
-        print(json.dumps(results, sort_keys=True))
-        if args.json:
-            npu_session.write_json(args.json, results)
+    results = run(args)
+    print("data: {data}; weights: {weights}; device: {device}; threads: {threads}; median of "
+          "{repeats} (quartiles)".format(**results))
+    print(", ".join(f"{name} {value}" for name, value in results["versions"].items()) + "\n")
+    print("\n".join(table(results) + [""] + remarks(results)))
+    print(json.dumps(results, sort_keys=True))
+    if args.json:
+        npu_session.write_json(args.json, results)
     return 0
 
 

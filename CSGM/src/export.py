@@ -5,7 +5,6 @@ Sampler: x_ph_1, which is z [B, 20], -> gen_1/Sigmoid. The names are the referen
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import collections
-import contextlib
 import os
 import shlex
 import sys
@@ -19,7 +18,6 @@ import data_input
 import model_def
 import npu_session
 import util
-from main import positive
 from npu_session import InputError
 
 Part = collections.namedtuple("Part", "inputs outputs")  # names of operations
@@ -41,7 +39,8 @@ def parse_args(argv=None):
                                            "<output_dir>/models/mnist-vae")
     parser.add_argument("--output", help="the .pb to write; default <ckpt_dir>/csgm_vae.pb")
     parser.add_argument("--part", choices=PARTS, default="both", help="what the .pb can do")
-    parser.add_argument("--batch_size", type=positive, default=100, help="images per call, fixed")
+    parser.add_argument("--batch_size", type=util.POSITIVE_INT, default=100,
+                        help="images per call, fixed")
     parser.add_argument("--soc_version", default="Ascend310", help="atc's name of the chip")
     parser.add_argument("--data_dir", default=data_input.DEFAULT_FOLDER,
                         help="folder with the four idx files, for the next two")
@@ -53,16 +52,6 @@ def parse_args(argv=None):
                              "that msame wrote (.txt, or .bin of float32)")
     npu_session.add_session_flags(parser, precision_mode="must_keep_origin_dtype")
     return parser.parse_args(argv)
-
-
-def build_graph(batch_size):
-    """The VAE on fed images and noise, and the generator on a fed z; see PARTS for the names."""
-    initializer = model_def.xavier_uniform(0)  # overwritten by the checkpoint
-    x = tf.placeholder(tf.float32, [batch_size, model_def.N_INPUT], "x_ph")
-    eps = tf.placeholder(tf.float32, [batch_size, model_def.N_Z], "eps")
-    model_def.vae(x, eps, initializer)
-    z = tf.placeholder(tf.float32, [batch_size, model_def.N_Z], "x_ph")  # becomes x_ph_1
-    model_def.generator(z, initializer)
 
 
 def freeze(session, part):
@@ -127,19 +116,6 @@ def largest_difference(first, second):
     return float(np.max([np.abs(first[name] - second[name]) for name in first]))
 
 
-@contextlib.contextmanager
-def written_whole(path):
-    """A path to write to, renamed to `path` when the block succeeds and removed when it fails."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    unfinished = path + ".tmp"
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        if os.path.exists(unfinished):
-            os.remove(unfinished)
-
-
 def export(ckpt_dir, path, part, batch_size, seed=0, config=None):
     """Writes the .pb of the newest readable checkpoint, once it computes what the checkpoint does.
 
@@ -155,7 +131,7 @@ def export(ckpt_dir, path, part, batch_size, seed=0, config=None):
     """
     inputs, config = random_inputs(part, batch_size, seed), unfused(config)
     with npu_session.new_graph().as_default():
-        build_graph(batch_size)
+        model_def.evaluation(batch_size, model_def.xavier_uniform(0))
         checkpoints = npu_session.Checkpoints(ckpt_dir)
         if not checkpoints.found():
             raise InputError(f"no checkpoint in {ckpt_dir}: train a VAE with python src/main.py, "
@@ -163,10 +139,11 @@ def export(ckpt_dir, path, part, batch_size, seed=0, config=None):
         with tf.Session(config=config) as session:
             restored = checkpoints.restore(session, required=True)
             expected, graph_def = run_outputs(session, part, inputs), freeze(session, part)
-    with written_whole(path) as unfinished:
-        with open(unfinished, "wb") as file:
-            file.write(graph_def.SerializeToString())
-        difference = largest_difference(expected, run_frozen(unfinished, part, inputs, config))
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with npu_session.replacing(path, "wb") as file:
+        file.write(graph_def.SerializeToString())
+        file.flush()
+        difference = largest_difference(expected, run_frozen(file.name, part, inputs, config))
         if not difference <= TOLERANCE:
             raise FloatingPointError(
                 f"the frozen graph differs from {restored} by {difference:.2g}, more than "
@@ -192,10 +169,11 @@ def file_inputs(part, images, seed):
 
 def write_inputs(folder, inputs):
     """Writes each input as raw little-endian float32, in C order; returns the paths."""
+    os.makedirs(folder, exist_ok=True)
     paths = [os.path.join(folder, INPUT_FILES[name]) for name in inputs]
     for path, values in zip(paths, inputs.values()):
-        with written_whole(path) as unfinished:
-            values.astype("<f4").tofile(unfinished)
+        with npu_session.replacing(path, "wb") as file:
+            file.write(values.astype("<f4").tobytes())
     return paths
 
 
@@ -275,14 +253,11 @@ def run(args):
 
 
 def main(argv=None):
-    """Parses the flags, stages ModelArts' folders and exports or checks; returns the exit code."""
+    """Parses the flags and exports or checks; returns the exit code."""
     args = parse_args(argv)
-    with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
-        args.data_dir = data_dir or args.data_dir
-        args.output_dir = output_dir or args.output_dir
-        args.ckpt_dir = args.ckpt_dir or os.path.join(args.output_dir, "models", "mnist-vae")
-        args.output = args.output or os.path.join(args.ckpt_dir, "csgm_vae.pb")
-        return check_output(args) if args.check_output else run(args)
+    args.ckpt_dir = args.ckpt_dir or os.path.join(args.output_dir, "models", "mnist-vae")
+    args.output = args.output or os.path.join(args.ckpt_dir, "csgm_vae.pb")
+    return check_output(args) if args.check_output else run(args)
 
 
 if __name__ == "__main__":

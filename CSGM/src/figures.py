@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+import npu_session
 from npu_session import InputError
 
 LABELS = {"vae": "VAE", "vae-sparse": "VAE+sparse", "lasso": "Lasso", "omp": "OMP",
@@ -42,8 +43,8 @@ def window(width, height):
 def save(figure, path):
     """Writes a PNG, whole or not at all; its folder is made if missing."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    figure.savefig(path + ".tmp", dpi=150, bbox_inches="tight", format="png")
-    os.replace(path + ".tmp", path)
+    with npu_session.replacing(path, "wb") as file:
+        figure.savefig(file, dpi=150, bbox_inches="tight", format="png")
 
 
 def error_curves(path, curves, x_label="Number of measurements", note="", baselines=None,

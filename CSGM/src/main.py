@@ -20,10 +20,13 @@ import model_def
 import npu_session
 import util
 from npu_session import InputError
+from util import POSITIVE, POSITIVE_INT
 
 CHECKPOINT_NAME = "mnist_vae_model-%d"  # the number is the last complete epoch, as the reference's
 FIXED = ("seed", "batch_size", "learning_rate", "num_samples", "data")  # a resumed run keeps these
 SEED_TEST_IMAGES = 1000  # the seed's test error draws 100 of the first 1000 test images
+
+NO_ERROR_YET = 1e4
 
 Graph = collections.namedtuple(
     "Graph", "x eps model z sample pipeline loop epoch_loss best_error global_step")
@@ -42,37 +45,27 @@ def parse_args(argv=None):
                                            "default <output_dir>/models/mnist-vae")
     parser.add_argument("--sample_dir", help="image grids; default "
                                              "<output_dir>/samples/mnist-vae")
-    parser.add_argument("--epochs", type=positive, default=750, help="epochs in all")
-    parser.add_argument("--max_steps", type=positive, help="stop after this many updates")
-    parser.add_argument("--num_samples", type=positive,
+    parser.add_argument("--epochs", type=POSITIVE_INT, default=750, help="epochs in all")
+    parser.add_argument("--max_steps", type=POSITIVE_INT, help="stop after this many updates")
+    parser.add_argument("--num_samples", type=POSITIVE_INT,
                         help="images that make an epoch; default: all in the training file "
                              "(60000, of which 55000 are used, so an epoch is 1.09 passes)")
-    parser.add_argument("--batch_size", type=positive, default=100,
+    parser.add_argument("--batch_size", type=POSITIVE_INT, default=100,
                         help="images per update")
-    parser.add_argument("--learning_rate", type=float, default=0.001, help="of Adam")
-    parser.add_argument("--log_every", type=positive, default=100,
+    parser.add_argument("--learning_rate", type=POSITIVE, default=0.001, help="of Adam")
+    parser.add_argument("--log_every", type=POSITIVE_INT, default=100,
                         help="updates per session.run, and between step lines; 1: the "
                              "reference's line for every update")
-    parser.add_argument("--summary_epoch", type=positive, default=1,
+    parser.add_argument("--summary_epoch", type=POSITIVE_INT, default=1,
                         help="epochs between reconstruction errors")
-    parser.add_argument("--ckpt_epoch", type=positive, default=5, help="epochs between checkpoints")
-    parser.add_argument("--sample_epoch", type=positive, default=5,
+    parser.add_argument("--ckpt_epoch", type=POSITIVE_INT, default=5,
+                        help="epochs between checkpoints")
+    parser.add_argument("--sample_epoch", type=POSITIVE_INT, default=5,
                         help="epochs between image grids")
-    parser.add_argument("--eval_epoch", type=positive, default=5,
+    parser.add_argument("--eval_epoch", type=POSITIVE_INT, default=5,
                         help="epochs between errors on the whole test set")
     npu_session.add_flags(parser, precision_mode="allow_mix_precision")
-    args = parser.parse_args(argv)
-    if not args.learning_rate > 0:
-        parser.error("--learning_rate must be above 0")
-    return args
-
-
-def positive(text):
-    """argparse type: an integer above 0."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    return parser.parse_args(argv)
 
 
 def schedule(args):
@@ -84,14 +77,10 @@ def schedule(args):
 def build_graph(args, data):
     """The evaluation graph on fed images, the training loop, and the run's own variables."""
     initializer = model_def.xavier_uniform(args.seed)
-    x = tf.placeholder(tf.float32, [args.batch_size, model_def.N_INPUT], "x_ph")
-    eps = tf.placeholder(tf.float32, [args.batch_size, model_def.N_Z], "eps")
-    model = model_def.vae(x, eps, initializer)
-    z = tf.placeholder(tf.float32, [args.batch_size, model_def.N_Z], "x_ph")
-    _, sample = model_def.generator(z, initializer)
+    evaluation = model_def.evaluation(args.batch_size, initializer)
     epoch_loss, best_error = (
         tf.get_variable(name, [], initializer=tf.constant_initializer(value), trainable=False)
-        for name, value in (("progress/epoch_loss", 0.0), ("progress/best_error", 1e4)))
+        for name, value in (("progress/epoch_loss", 0.0), ("progress/best_error", NO_ERROR_YET)))
     global_step = tf.train.get_or_create_global_step()
     pipeline = data_input.training_pipeline(data.train, args.batch_size, model_def.N_Z, args.seed)
 
@@ -100,7 +89,7 @@ def build_graph(args, data):
                                     epoch_loss)
 
     loop = npu_session.Loop(step, args.log_every)
-    return Graph(x, eps, model, z, sample, pipeline, loop, epoch_loss, best_error, global_step)
+    return Graph(*evaluation, pipeline, loop, epoch_loss, best_error, global_step)
 
 
 def reconstruct(session, graph, images, eps):
@@ -110,18 +99,21 @@ def reconstruct(session, graph, images, eps):
     return util.in_batches(batch, graph.x.shape.as_list()[0], data_input.to_float(images), eps)
 
 
-def seed_errors(session, graph, data, last_rows, seed, epoch):
-    """The seed's two errors of an epoch, with a freshly sampled z.
+def sampled_error(session, graph, images, random):
+    """The seed's error of uint8 images [N, 784], z freshly sampled with `random`."""
+    eps = random.standard_normal((len(images), model_def.N_Z))
+    return util.reconstruction_error(reconstruct(session, graph, images, eps),
+                                     data_input.to_float(images))
 
-    Its "val" error is that of the epoch's last training batch, its "test" error that of 100
-    images drawn with replacement from the first 1000 test images.
+
+def seed_test_images(args, data, epoch):
+    """The test images of the seed's error after an epoch, and the RandomState that drew them.
+
+    A batch of them is drawn with replacement from the first 1000 test images.
     """
-    random = np.random.RandomState([seed, epoch])
-    drawn = random.randint(0, min(SEED_TEST_IMAGES, len(data.test)), size=len(last_rows))
-    errors = [util.reconstruction_error(
-        reconstruct(session, graph, images, random.standard_normal((len(images), model_def.N_Z))),
-        data_input.to_float(images)) for images in (data.train[last_rows], data.test[drawn])]
-    return Errors(*errors)
+    random = np.random.RandomState([args.seed, epoch])
+    first = min(SEED_TEST_IMAGES, len(data.test))
+    return data.test[random.randint(0, first, size=args.batch_size)], random
 
 
 def full_test_errors(session, graph, data):
@@ -191,7 +183,9 @@ def end_epoch(args, data, folder, session, graph, epoch, last_rows, log):
     values = {"epoch_loss": float(session.run(graph.epoch_loss)) / per_epoch}
     graph.epoch_loss.load(0.0, session)
     if epoch % args.summary_epoch == 0 or last:
-        errors = seed_errors(session, graph, data, last_rows, args.seed, epoch)
+        images, random = seed_test_images(args, data, epoch)
+        errors = Errors(sampled_error(session, graph, data.train[last_rows], random),
+                        sampled_error(session, graph, images, random))
         log(f"{epoch}\n================val_reconstruct_error==================== "
             f"{errors.val_reconstruct_error}\n"
             f"================test_reconstruct_error==================== "
@@ -225,53 +219,63 @@ def print_settings(args):
 
 def run(args):
     """Trains or resumes one VAE; returns the exit code."""
+    if npu_session.rank() or npu_session.size() > 1:
+        raise InputError(f"RANK_SIZE={npu_session.size()}: the VAE trains in one process")
     data = data_input.load(make_standin_data.data_folder(
         args.data_dir, data_input.DEFAULT_FOLDER, args.seed))
     print(f"data: {data.name}\ntest_data {data.test.shape}")
-    args.num_samples = args.num_samples or data.train_file_count
+    args.data, args.num_samples = data.name, args.num_samples or data.train_file_count
     if args.num_samples < args.batch_size:
         raise InputError(f"--num_samples={args.num_samples} is less than one batch of "
                          f"{args.batch_size}")
     order = data_input.BatchOrder(len(data.train), args.batch_size, args.seed)
-    args.data = data.name
     print_settings(args)
     with npu_session.new_graph().as_default():
         graph = build_graph(args, data)
         for count in schedule(args):
             graph.loop.check(count)
         os.makedirs(args.sample_dir, exist_ok=True)
-        folder = npu_session.RunFolder(args.ckpt_dir, args, FIXED)  # after all that may refuse
-        checkpoints = npu_session.Checkpoints(args.ckpt_dir)
-        initialize = tf.global_variables_initializer()
-        print("\n".join(variable.name for variable in tf.global_variables()) + "\n")
-        config = npu_session.session_config(args, args.output_dir,
-                                            iterations_per_loop=args.log_every)
-        with tf.Session(config=config) as session:
-            session.run(initialize)
-            graph.loop.prepare(session)
-            restored = checkpoints.restore(session, args.resume is True)
-            step = int(session.run(graph.global_step))
-            graph.loop.check(step)
-            print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
-                  else "No checkpoint found")
-            folder.rewind(step)
-            tf.get_default_graph().finalize()
-            code, step = train(args, data, order, folder, session, graph, checkpoints)
-            if code:
-                print(f"stopped by a signal after step {step - 1}: continue with --resume")
-                return code
-            result = full_test_errors(session, graph, data)
-            npu_session.check_finite(np.array([list(result.values())]), result, step - 1,
-                                     args.ckpt_dir)
-            best = float(session.run(graph.best_error))
+        with npu_session.RunFolder(args.ckpt_dir, args, FIXED) as folder:
+            return run_session(args, data, order, graph, folder)
+
+
+def run_session(args, data, order, graph, folder):
+    """Restores, trains, evaluates and writes the result; returns the exit code."""
+    checkpoints = npu_session.Checkpoints(args.ckpt_dir)
+    initialize = tf.global_variables_initializer()
+    print("\n".join(variable.name for variable in tf.global_variables()) + "\n")
+    config = npu_session.session_config(args, args.output_dir, iterations_per_loop=args.log_every)
+    with tf.Session(config=config) as session:
+        session.run(initialize)
+        graph.loop.prepare(session)
+        restored = checkpoints.restore(session, args.resume is True)
+        step = int(session.run(graph.global_step))
+        graph.loop.check(step)
+        print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
+              else "No checkpoint found")
+        folder.rewind(step)
+        tf.get_default_graph().finalize()
+        code, step = train(args, data, order, folder, session, graph, checkpoints)
+        if code:
+            print(f"stopped by a signal after step {step - 1}: continue with --resume")
+            return code
+        write_result(args, data, session, graph, folder, step)
+    return 0
+
+
+def write_result(args, data, session, graph, folder, step):
+    """Errors of the trained VAE: result.json and the log's last lines."""
+    epoch, result = (step - 1) // schedule(args)[0], full_test_errors(session, graph, data)
+    best = float(session.run(graph.best_error))
+    if best == NO_ERROR_YET:  # stopped by --max_steps within the first epoch
+        best = sampled_error(session, graph, *seed_test_images(args, data, epoch))
+    npu_session.check_finite(np.array([list(result.values())]), result, step - 1, args.ckpt_dir)
     for name, value in result.items():
         print(f"{name} {value:.5f}")
-    epoch = (step - 1) // schedule(args)[0]
     folder.finish(data=data.name, step=step, epoch=epoch, seed=args.seed,
                   min_reconstruct_error=best, **result)
     print(f"===============min_reconstruct_error_in_epoch:{epoch},reis{best:.5f}"
           "====================")
-    return 0
 
 
 def main(argv=None):

@@ -196,14 +196,14 @@ def make_standin_data(
 
 
 def data_folder(data_dir, default, seed=0):
-    """The folder to load: data_dir where it is given, else `default`, drawn now if it is missing.
+    """The folder to load: data_dir where it is given, else `default`.
 
-    A folder that the user named is never filled: stand-in digits in place of a mistyped path would
-    pass for the user's data.
+    A missing or empty `default` is filled with stand-in digits. A folder that the user named is
+    never filled: stand-in digits in place of a mistyped path would pass for the user's data.
     """
     if data_dir is not None:
         return data_input.find_folder(data_dir)
-    if not os.path.exists(default):
+    if not os.path.isdir(default) or not os.listdir(default):
         print(f"no --data_dir and no {default}: drawing stand-in digits (not MNIST) into {default}",
               flush=True)
         make_standin_data(default, seed=seed)

@@ -19,6 +19,7 @@ VARIABLES = tuple(f"{scope}/{kind}{number}" for scope, layers in (("enc", 4), ("
 
 Vae = collections.namedtuple(
     "Vae", "z_mean z_log_sigma_sq z logits x_reconstr_mean reconstr_loss latent_loss total_loss")
+Evaluation = collections.namedtuple("Evaluation", "x eps model z sample")
 TrainStep = collections.namedtuple("TrainStep", "train_op loss_terms")
 LOSS_TERMS = ("loss", "reconstr_loss", "latent_loss")  # what a step reports, in this order
 
@@ -82,6 +83,18 @@ def vae(x, eps, initializer):
     total_loss = tf.reduce_mean(reconstr_loss + latent_loss, name="total_loss")
     return Vae(z_mean, z_log_sigma_sq, z, logits, x_reconstr_mean, reconstr_loss, latent_loss,
                total_loss)
+
+
+def evaluation(batch_size, initializer):
+    """The VAE on fed images and noise, and the generator on a fed z, all of one batch size.
+
+    Operations have the reference's names: x_ph, x_ph_1 (which is z), gen/Sigmoid, gen_1/Sigmoid.
+    """
+    x = tf.placeholder(tf.float32, [batch_size, N_INPUT], "x_ph")
+    eps = tf.placeholder(tf.float32, [batch_size, N_Z], "eps")
+    model = vae(x, eps, initializer)
+    z = tf.placeholder(tf.float32, [batch_size, N_Z], "x_ph")
+    return Evaluation(x, eps, model, z, generator(z, initializer)[1])
 
 
 def train_step(x, eps, initializer, learning_rate, epoch_loss):

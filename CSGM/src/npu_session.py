@@ -20,9 +20,7 @@ import sys
 import tempfile
 
 import numpy as np
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own start-up lines
-import tensorflow.compat.v1 as tf  # noqa: E402
+import tensorflow.compat.v1 as tf
 
 try:
     import fcntl
@@ -384,7 +382,8 @@ def check_finite(values, names, first_step, folder):
     if len(bad):
         terms = ", ".join(f"{name} = {value}" for name, value in zip(names, values[bad[0]]))
         raise FloatingPointError(f"not finite at step {first_step + bad[0]}: {terms}. Try a "
-                                 f"smaller learning rate; checkpoints in {folder} are from before")
+                                 "smaller learning rate in another folder; what was saved in "
+                                 f"{folder} before is untouched")
 
 
 class Stop:
@@ -486,12 +485,25 @@ class Checkpoints:
                                  "another program")
 
 
+@contextlib.contextmanager
+def replacing(path, mode="w", **options):
+    """`with replacing(path) as file:` writes a file whole or not at all; its OSError names it."""
+    try:
+        with open(path + ".tmp", mode, **options) as file:
+            yield file
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
+
+
 def write_json(path, content):
     """Writes a JSON file whole or not at all."""
-    with open(path + ".tmp", "w") as file:
+    with replacing(path) as file:
         json.dump(content, file, indent=1, sort_keys=True)
         file.write("\n")
-    os.replace(path + ".tmp", path)
 
 
 def read_json(path, parse=json.load):
@@ -508,8 +520,10 @@ def read_json(path, parse=json.load):
 class RunFolder:
     """A run's folder: config.json, metrics.jsonl, TensorBoard events and, last, result.json.
 
+    `with RunFolder(...) as folder:` holds a lock on it meanwhile.
+
     Args:
-      folder: made if missing; locked while the run lasts.
+      folder: made if missing.
       args: the program's flags (argparse.Namespace), written to config.json.
       fixed: names of flags that a resumed run must not change.
     Raises:
@@ -520,6 +534,7 @@ class RunFolder:
     def __init__(self, folder, args, fixed=()):
         self.folder = folder
         self._metrics = os.path.join(folder, "metrics.jsonl")
+        self._result = os.path.join(folder, "result.json")
         try:
             os.makedirs(folder, exist_ok=True)
             self._lock = open(os.path.join(folder, ".lock"), "a")
@@ -564,15 +579,22 @@ class RunFolder:
     def rewind(self, step):
         """Forgets the records after `step`: what a resumed run will log again."""
         kept = [record for record in self.records() if record["step"] <= step]
-        with open(self._metrics + ".tmp", "w") as file:
+        with replacing(self._metrics) as file:
             file.writelines(json.dumps(record, sort_keys=True) + "\n" for record in kept)
-        os.replace(self._metrics + ".tmp", self._metrics)
         self._events.add_session_log(tf.SessionLog(status=tf.SessionLog.START), step)
 
     def log(self, step, **values):
-        """Appends one record to metrics.jsonl and one scalar per number to the events."""
-        with open(self._metrics, "a") as file:
-            file.write(json.dumps(dict(values, step=int(step)), sort_keys=True) + "\n")
+        """Appends one record to metrics.jsonl and one scalar per number to the events.
+
+        A result.json of a shorter run goes: what it says is no longer the run's result.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._result)
+        try:
+            with open(self._metrics, "a") as file:
+                file.write(json.dumps(dict(values, step=int(step)), sort_keys=True) + "\n")
+        except OSError as error:
+            raise OSError(f"{self._metrics} cannot be written: {error.strerror}") from None
         scalars = [tf.Summary.Value(tag=name, simple_value=value)
                    for name, value in values.items() if not isinstance(value, str)]
         self._events.add_summary(tf.Summary(value=scalars), step)
@@ -580,8 +602,14 @@ class RunFolder:
 
     def finish(self, **result):
         """Writes result.json, the sign that the run is complete."""
+        write_json(self._result, result)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self._events.close()
-        write_json(os.path.join(self.folder, "result.json"), result)
+        self._lock.close()
 
 
 def versions():

@@ -19,9 +19,10 @@ import figures
 import main as train_vae
 import make_standin_data
 import npu_session
+import recovery_store
 import train_e2e
-from compressed_sensing import COUNT, POSITIVE, POSITIVE_INT
 from npu_session import InputError
+from util import COUNT, POSITIVE, POSITIVE_INT
 
 MEASUREMENTS = (10, 25, 50, 100, 200, 300, 400, 500, 750)
 NOISE_LEVELS = (0.01, 0.1, 1, 2, 5, 10, 20, 50)
@@ -146,7 +147,7 @@ class Experiments:
             self._record(experiment, methods[kind], args, results[kind])
 
     def _record(self, experiment, method, args, parts):
-        summary = compressed_sensing.summary_of(
+        summary = recovery_store.summary_of(
             np.concatenate([part.measurement_loss for part in parts]),
             np.concatenate([part.l2_loss for part in parts]))
         row = dict(summary, experiment=experiment, method=method, noise_std=args.noise_std,
@@ -276,11 +277,10 @@ def savings(experiments):
 
 def write_table(path, rows):
     """All rows as CSV, whole or not at all."""
-    with open(path + ".tmp", "w", newline="") as file:
+    with npu_session.replacing(path, newline="") as file:
         writer = csv.DictWriter(file, sorted(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(path + ".tmp", path)
 
 
 def check(args):
@@ -303,17 +303,18 @@ def check_test_images(args, data):
 
 def run(args):
     """All experiments; returns the exit code."""
-    started = time.time()
     check(args)
-    folder = npu_session.RunFolder(args.output_dir, args, (
-        "seed", "preset", "num_random_restarts", "pretrained_model_dir", "data_dir")
-        + Preset._fields)
-    data_dir = make_standin_data.data_folder(
-        args.data_dir, os.path.join(args.output_dir, "standin-digits"), args.seed)
-    code, vae_dir = trained_vae(args, data_dir)
-    if code:
-        return code
-    data = data_input.load(data_dir, log=lambda _: None)
+    fixed = ("seed", "preset", "num_random_restarts", "pretrained_model_dir", "data_dir")
+    with npu_session.RunFolder(args.output_dir, args, fixed + Preset._fields) as folder:
+        data_dir = make_standin_data.data_folder(
+            args.data_dir, os.path.join(args.output_dir, "standin-digits"), args.seed)
+        code, vae_dir = trained_vae(args, data_dir)
+        return code or run_experiments(args, data_dir, vae_dir, folder)
+
+
+def run_experiments(args, data_dir, vae_dir, folder):
+    """All cells that are not done, then the figures and tables; returns the exit code."""
+    started, data = time.time(), data_input.load(data_dir, log=lambda _: None)
     check_test_images(args, data)
     print(f"\nrecovery on {data.name}, {args.num_input_images} test images, preset {args.preset}; "
           "l2: mean squared error per pixel +- 95 %")

@@ -19,11 +19,11 @@ import make_standin_data
 import model_def
 import npu_session
 import util
-from main import positive
+from util import POSITIVE, POSITIVE_INT, WEIGHT
 
 CHECKPOINT_NAME = "snapshot.ckpt-%d"  # the number counts the updates done, as the reference's
-FIXED_FLAGS = ("seed", "num_measurements", "fixed_matrix", "noise_std", "batch_size",
-               "learning_rate")  # a resumed run keeps these
+FIXED = ("seed", "num_measurements", "fixed_matrix", "noise_std", "batch_size", "learning_rate",
+         "data")  # a resumed run keeps these
 
 Graph = collections.namedtuple("Graph", "x noise model pipeline loop global_step")
 
@@ -42,29 +42,24 @@ def parse_args(argv=None):
                              "adam_<rate>_<measurements>_<True if A is learned>")
     parser.add_argument("--sample_dir", help="image grids; default <output_dir>/samples/mnist-e2e/"
                                              "<name of the checkpoint folder>")
-    parser.add_argument("--num_measurements", type=positive, default=30,
+    parser.add_argument("--num_measurements", type=POSITIVE_INT, default=30,
                         help="m, the columns of A; the reference's curve has 10, 20 and 30")
     parser.add_argument("--fixed_matrix", type=npu_session.boolean, nargs="?", const=True,
                         default=False, metavar="True|False",
                         help="keep A as drawn and train the decoder only")
-    parser.add_argument("--noise_std", type=float, default=0.0,
+    parser.add_argument("--noise_std", type=WEIGHT, default=0.0,
                         help="standard deviation of the noise added to each measurement")
-    parser.add_argument("--max_steps", type=positive, default=50000, help="updates in all")
-    parser.add_argument("--batch_size", type=positive, default=64,
+    parser.add_argument("--max_steps", type=POSITIVE_INT, default=50000, help="updates in all")
+    parser.add_argument("--batch_size", type=POSITIVE_INT, default=64,
                         help="images per update")
-    parser.add_argument("--learning_rate", type=float, default=e2e_def.LEARNING_RATE,
+    parser.add_argument("--learning_rate", type=POSITIVE, default=e2e_def.LEARNING_RATE,
                         help="of Adam")
-    parser.add_argument("--log_every", type=positive, default=100,
+    parser.add_argument("--log_every", type=POSITIVE_INT, default=100,
                         help="updates per session.run, and between step lines")
-    parser.add_argument("--save_every", type=positive, default=2000,
+    parser.add_argument("--save_every", type=POSITIVE_INT, default=2000,
                         help="updates between checkpoints, test errors and image grids")
     npu_session.add_flags(parser, precision_mode="allow_mix_precision")
-    args = parser.parse_args(argv)
-    if not args.learning_rate > 0:
-        parser.error("--learning_rate must be above 0")
-    if not 0 <= args.noise_std < float("inf"):
-        parser.error("--noise_std must be 0 or above")
-    return args
+    return parser.parse_args(argv)
 
 
 def build_graph(args, data):
@@ -142,31 +137,37 @@ def run(args):
     data = data_input.load(make_standin_data.data_folder(
         args.data_dir, data_input.DEFAULT_FOLDER, args.seed))
     print(f"data: {data.name}\ntest_data {data.test.shape}")
+    args.data = data.name
     order = data_input.BatchOrder(len(data.train), args.batch_size, args.seed)
     print_settings(args)
-    folder = npu_session.RunFolder(args.ckpt_dir, args, FIXED_FLAGS)
     with npu_session.new_graph().as_default():
         graph = build_graph(args, data)
         for count in (args.save_every, args.max_steps):
             graph.loop.check(count)
-        checkpoints = npu_session.Checkpoints(args.ckpt_dir)
-        initialize = tf.global_variables_initializer()
-        config = npu_session.session_config(args, args.output_dir,
-                                            iterations_per_loop=args.log_every)
-        with tf.Session(config=config) as session:
-            session.run(initialize)
-            graph.loop.prepare(session)
-            restored = checkpoints.restore(session, args.resume is True)
-            step = int(session.run(graph.global_step))
-            print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
-                  else "No checkpoint found")
-            folder.rewind(step)
-            tf.get_default_graph().finalize()
-            code, step = train(args, data, order, folder, session, graph, checkpoints)
-            if code:
-                print(f"stopped by a signal after step {step - 1}: continue with --resume")
-                return code
-            error = evaluate(args, data, session, graph, step)
+        os.makedirs(args.sample_dir, exist_ok=True)
+        with npu_session.RunFolder(args.ckpt_dir, args, FIXED) as folder:
+            return run_session(args, data, order, graph, folder)
+
+
+def run_session(args, data, order, graph, folder):
+    """Restores, trains, evaluates and writes the result; returns the exit code."""
+    checkpoints = npu_session.Checkpoints(args.ckpt_dir)
+    initialize = tf.global_variables_initializer()
+    config = npu_session.session_config(args, args.output_dir, iterations_per_loop=args.log_every)
+    with tf.Session(config=config) as session:
+        session.run(initialize)
+        graph.loop.prepare(session)
+        restored = checkpoints.restore(session, args.resume is True)
+        step = int(session.run(graph.global_step))
+        print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
+              else "No checkpoint found")
+        folder.rewind(step)
+        tf.get_default_graph().finalize()
+        code, step = train(args, data, order, folder, session, graph, checkpoints)
+        if code:
+            print(f"stopped by a signal after step {step - 1}: continue with --resume")
+            return code
+        error = evaluate(args, data, session, graph, step)
     print(f"full_test_error {error:.5f} ({data.name}, m = {args.num_measurements}, "
           f"A {'fixed' if args.fixed_matrix else 'learned'})")
     folder.finish(data=data.name, step=step, seed=args.seed, full_test_error=error,

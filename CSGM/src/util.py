@@ -1,9 +1,26 @@
-"""Image grids of the VAE and the errors of its reconstructions."""
+"""Types of flags, image files, and arrays in batches of one size."""
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import os
 
 import matplotlib.image
 import numpy as np
+
+
+def flag_type(convert, accepts, text):
+    """argparse type that converts and accepts only some values, described by `text`."""
+    def parse(value):
+        number = convert(value)
+        if not accepts(number):
+            raise ValueError(value)
+        return number
+    parse.__name__ = text
+    return parse
+
+
+POSITIVE_INT = flag_type(int, lambda number: number > 0, "integer above 0")
+COUNT = flag_type(int, lambda number: number >= 0, "integer of at least 0")
+POSITIVE = flag_type(float, lambda number: 0 < number < np.inf, "number above 0")
+WEIGHT = flag_type(float, lambda number: 0 <= number < np.inf, "number of at least 0")
 
 
 def image_grid(images, rows, columns):

@@ -109,9 +109,8 @@ def test_a_picture_that_cannot_be_written_keeps_the_one_before(tmp_path, monkeyp
     with open(path, "rb") as file:
         before = file.read()
 
-    def fails(_, name, **__):
-        with open(name, "wb") as file:
-            file.write(b"cut")
+    def fails(_, file, **__):
+        file.write(b"cut")
         raise OSError("no space left")
 
     monkeypatch.setattr(figures.Figure, "savefig", fails)

@@ -316,8 +316,7 @@ def test_help_and_unknown_flag(run_program):
     (["--batch_size=5"], ["--batch_size=5", "--num_input_images=4"]),
     (["--num_input_images=301"], ["301", "300 test images"]),
     (["--data_dir=/nowhere"], ["/nowhere"]),
-    (["--pretrained_model_dir=/nowhere"], ["/nowhere", "src/main.py"]),
-    (["--seed=-1"], ["--seed=-1"])], ids=lambda words: words[0])
+    (["--pretrained_model_dir=/nowhere"], ["/nowhere", "src/main.py"])], ids=lambda words: words[0])
 def test_bad_input_leaves_the_output_folder_alone(small_data, tmp_path, capsys, words, named):
     output = tmp_path / "results"
     assert run(output, f"--data_dir={small_data}", *words) == 2
@@ -329,14 +328,14 @@ def test_bad_input_leaves_the_output_folder_alone(small_data, tmp_path, capsys, 
 
 @pytest.mark.parametrize("word", ["--learning_rate=-1", "--epochs=0", "--measurements=0",
                                   "--max_update_iter=0", "--e2e_steps=-1", "--preset=other",
-                                  "--encoder_start=maybe", "--num_random_restarts=0"])
+                                  "--seed=-1", "--encoder_start=maybe", "--num_random_restarts=0"])
 def test_value_out_of_range_is_refused_by_the_parser(word, capsys):
     with pytest.raises(SystemExit) as stop:
         reproduce.parse_args([word])
     assert stop.value.code == 2 and word[2:].split("=")[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("changed", ["--seed=1", "--max_update_iter=4", "--preset=paper",
+@pytest.mark.parametrize("changed", ["--seed=2", "--max_update_iter=4", "--preset=paper",
                                      "--num_random_restarts=3"])
 def test_finished_run_with_other_flags_is_refused(finished, small_data, capsys, changed):
     output, _ = finished
