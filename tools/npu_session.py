@@ -219,6 +219,16 @@ def size():
     return count
 
 
+def branches(config):
+    """Independent pieces to divide a step into so that they run side by side: one per CPU thread.
+
+    1 on NPU and GPU, which want one large piece. config: of session_config.
+    """
+    if backend() != "cpu":
+        return 1
+    return config.intra_op_parallelism_threads or os.cpu_count() or 1
+
+
 def new_graph():
     """An empty tf.Graph; off the NPU its variables are resource variables.
 

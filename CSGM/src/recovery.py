@@ -71,7 +71,7 @@ def make_optimizer(settings, step):
     }[settings.optimizer_type]()
 
 
-def build_graph(settings, groups, starts, batch, measurements, iterations_per_loop):
+def build_graph(settings, groups, starts, batch, measurements, iterations_per_loop, branches=1):
     """Variables z, A, y and the loop of updates.
 
     Args:
@@ -80,6 +80,8 @@ def build_graph(settings, groups, starts, batch, measurements, iterations_per_lo
       measurements: m, or None for projection.
       iterations_per_loop: see npu_session.Loop; its values are the TERMS before each update,
         averaged over images: [S, 4].
+      branches: pieces into which the starts are divided. TensorFlow runs them side by side, where
+        one matrix product of this size would keep a single core busy.
     """
     initializer = model_def.xavier_uniform(0)  # overwritten by the checkpoint
     back_projection = tf.placeholder(tf.float32, [groups * batch, model_def.N_INPUT])
@@ -95,8 +97,11 @@ def build_graph(settings, groups, starts, batch, measurements, iterations_per_lo
                                      initializer=zeros, trainable=False)
 
     def evaluate():
-        return objective(z.read_value(), y.read_value(),
-                         None if matrix is None else matrix.read_value(), settings, initializer)
+        shares = np.bincount(np.arange(starts) % min(branches, starts)).tolist()  # sum: starts
+        parts = [objective(part, y.read_value(), None if matrix is None else matrix.read_value(),
+                           settings, initializer)
+                 for part in tf.split(z.read_value(), shares, axis=1)]
+        return Objective(*[tf.concat(values, 1) for values in zip(*parts)])
 
     final, step_counter = evaluate(), tf.train.get_or_create_global_step()
 
@@ -138,7 +143,8 @@ class Recovery:
         with graph.as_default():
             self.graph = build_graph(settings, groups,
                                      settings.num_random_restarts + bool(encoder_start), batch,
-                                     measurements, iterations_per_loop)
+                                     measurements, iterations_per_loop,
+                                     npu_session.branches(config))
             weights = [variable for variable in tf.global_variables()
                        if variable.op.name in model_def.VARIABLES]
             checkpoints = npu_session.Checkpoints(checkpoint_dir, weights)
