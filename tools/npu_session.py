@@ -509,6 +509,28 @@ def replacing(path, mode="w", **options):
             os.remove(path + ".tmp")
 
 
+def begin(session, args, loop, checkpoints, folder):
+    """Initialises or restores all variables and finalises the graph, after which training begins.
+
+    Args: the tf.Session, the flags of add_flags, and the run's Loop, Checkpoints and RunFolder.
+    Returns:
+      The global step to go on from; metrics beyond it are forgotten.
+    Raises:
+      InputError: see Checkpoints.restore and Loop.check.
+    """
+    with session.graph.as_default():
+        session.run(tf.global_variables_initializer())
+        loop.prepare(session)
+        restored = checkpoints.restore(session, required=args.resume is True)
+        step = int(session.run(tf.train.get_or_create_global_step()))
+    loop.check(step)
+    print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
+          else "No checkpoint found")
+    folder.rewind(step)
+    session.graph.finalize()
+    return step
+
+
 def write_json(path, content):
     """Writes a JSON file whole or not at all."""
     with replacing(path) as file:

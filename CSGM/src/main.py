@@ -29,7 +29,7 @@ SEED_TEST_IMAGES = 1000  # the seed's test error draws 100 of the first 1000 tes
 NO_ERROR_YET = 1e4
 
 Graph = collections.namedtuple(
-    "Graph", "x eps model z sample pipeline loop epoch_loss best_error global_step")
+    "Graph", "x eps model z sample pipeline loop epoch_loss best_error")
 Errors = collections.namedtuple("Errors", "val_reconstruct_error test_reconstruct_error")
 
 
@@ -81,7 +81,7 @@ def build_graph(args, data):
     epoch_loss, best_error = (
         tf.get_variable(name, [], initializer=tf.constant_initializer(value), trainable=False)
         for name, value in (("progress/epoch_loss", 0.0), ("progress/best_error", NO_ERROR_YET)))
-    global_step = tf.train.get_or_create_global_step()
+    tf.train.get_or_create_global_step()  # here, since none can be made inside the loop
     pipeline = data_input.training_pipeline(data.train, args.batch_size, model_def.N_Z, args.seed)
 
     def step():
@@ -89,7 +89,7 @@ def build_graph(args, data):
                                     epoch_loss)
 
     loop = npu_session.Loop(step, args.log_every)
-    return Graph(*evaluation, pipeline, loop, epoch_loss, best_error, global_step)
+    return Graph(*evaluation, pipeline, loop, epoch_loss, best_error)
 
 
 def reconstruct(session, graph, images, eps):
@@ -137,10 +137,10 @@ def save_samples(session, graph, data, folder, epoch, batch):
         util.save_image_grid(os.path.join(folder, f"{name}_{epoch:02d}_{batch:04d}.png"), images)
 
 
-def train(args, data, order, folder, session, graph, checkpoints):
-    """The training loop, from the step in the checkpoint to the last. Returns (exit code, step)."""
+def train(args, data, order, folder, session, graph, checkpoints, step):
+    """The training loop, from a step to the last. Returns (exit code, step)."""
     per_epoch, last_step = schedule(args)
-    step = saved = int(session.run(graph.global_step))
+    saved = step
     bar = tqdm(total=last_step, initial=step, unit="step", disable=not sys.stderr.isatty())
     log = bar.write if sys.stderr.isatty() else functools.partial(print, flush=True)
     log("start training" if step < last_step else f"nothing left to train: {step} steps are done")
@@ -242,20 +242,11 @@ def run(args):
 def run_session(args, data, order, graph, folder):
     """Restores, trains, evaluates and writes the result; returns the exit code."""
     checkpoints = npu_session.Checkpoints(args.ckpt_dir)
-    initialize = tf.global_variables_initializer()
     print("\n".join(variable.name for variable in tf.global_variables()) + "\n")
     config = npu_session.session_config(args, args.output_dir, iterations_per_loop=args.log_every)
     with tf.Session(config=config) as session:
-        session.run(initialize)
-        graph.loop.prepare(session)
-        restored = checkpoints.restore(session, args.resume is True)
-        step = int(session.run(graph.global_step))
-        graph.loop.check(step)
-        print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
-              else "No checkpoint found")
-        folder.rewind(step)
-        tf.get_default_graph().finalize()
-        code, step = train(args, data, order, folder, session, graph, checkpoints)
+        step = npu_session.begin(session, args, graph.loop, checkpoints, folder)
+        code, step = train(args, data, order, folder, session, graph, checkpoints, step)
         if code:
             print(f"stopped by a signal after step {step - 1}: continue with --resume")
             return code

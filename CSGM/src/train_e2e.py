@@ -25,7 +25,7 @@ CHECKPOINT_NAME = "snapshot.ckpt-%d"  # the number counts the updates done, as t
 FIXED = ("seed", "num_measurements", "fixed_matrix", "noise_std", "batch_size", "learning_rate",
          "data")  # a resumed run keeps these
 
-Graph = collections.namedtuple("Graph", "x noise model pipeline loop global_step")
+Graph = collections.namedtuple("Graph", "x noise model pipeline loop")
 
 
 def parse_args(argv=None):
@@ -68,14 +68,14 @@ def build_graph(args, data):
     noise = tf.placeholder(tf.float32, [args.batch_size, args.num_measurements], "noise")
     settings = (args.noise_std, not args.fixed_matrix, args.seed)
     model = e2e_def.end_to_end(x, noise, *settings)
-    global_step = tf.train.get_or_create_global_step()
+    tf.train.get_or_create_global_step()  # here, since none can be made inside the loop
     pipeline = data_input.training_pipeline(data.train, args.batch_size, args.num_measurements,
                                             args.seed)
 
     def step():
         return e2e_def.train_step(*pipeline.next_batch(), *settings, args.learning_rate)
 
-    return Graph(x, noise, model, pipeline, npu_session.Loop(step, args.log_every), global_step)
+    return Graph(x, noise, model, pipeline, npu_session.Loop(step, args.log_every))
 
 
 def reconstruct(session, graph, images):
@@ -95,9 +95,8 @@ def evaluate(args, data, session, graph, step):
     return util.reconstruction_error(reconstructed, images)
 
 
-def train(args, data, order, folder, session, graph, checkpoints):
-    """The training loop, from the step in the checkpoint to the last. Returns (exit code, step)."""
-    step = int(session.run(graph.global_step))
+def train(args, data, order, folder, session, graph, checkpoints, step):
+    """The training loop, from a step to the last. Returns (exit code, step)."""
     bar = tqdm(total=args.max_steps, initial=step, unit="step", disable=not sys.stderr.isatty())
     log = bar.write if sys.stderr.isatty() else print
     log("start training")
@@ -152,18 +151,10 @@ def run(args):
 def run_session(args, data, order, graph, folder):
     """Restores, trains, evaluates and writes the result; returns the exit code."""
     checkpoints = npu_session.Checkpoints(args.ckpt_dir)
-    initialize = tf.global_variables_initializer()
     config = npu_session.session_config(args, args.output_dir, iterations_per_loop=args.log_every)
     with tf.Session(config=config) as session:
-        session.run(initialize)
-        graph.loop.prepare(session)
-        restored = checkpoints.restore(session, args.resume is True)
-        step = int(session.run(graph.global_step))
-        print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
-              else "No checkpoint found")
-        folder.rewind(step)
-        tf.get_default_graph().finalize()
-        code, step = train(args, data, order, folder, session, graph, checkpoints)
+        step = npu_session.begin(session, args, graph.loop, checkpoints, folder)
+        code, step = train(args, data, order, folder, session, graph, checkpoints, step)
         if code:
             print(f"stopped by a signal after step {step - 1}: continue with --resume")
             return code

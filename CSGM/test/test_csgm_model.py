@@ -304,7 +304,7 @@ def train_on(source, target):
             if source:
                 npu_session.Checkpoints(source).restore(session, required=True)
             np.savez(os.path.join(target, "before.npz"), **session.run(variables))
-            step = int(session.run(graph.global_step))
+            step = int(session.run(tf.train.get_global_step()))
             rows = np.arange(8, dtype=np.int32).reshape(2, 4)
             session.run(graph.pipeline.initializer, graph.pipeline.feed(rows, step))
             graph.loop.run(session, 2)
