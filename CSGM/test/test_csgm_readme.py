@@ -46,8 +46,9 @@ def flag_tables(name):
 
 
 def numbers(name):
-    """All decimal fractions of a README, sorted: its measured values."""
-    return sorted(re.findall(r"\.\d{3,}", read(name)))
+    """All decimal fractions in a README's tables, sorted: its measured values and defaults."""
+    rows = re.findall(r"^\|.*\|$", read(name), re.M)
+    return sorted(number for row in rows for number in re.findall(r"\.\d{2,}", row))
 
 
 @pytest.fixture(scope="module")
