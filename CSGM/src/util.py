@@ -5,6 +5,8 @@ import os
 import matplotlib.image
 import numpy as np
 
+import npu_session
+
 
 def flag_type(convert, accepts, text):
     """argparse type that converts and accepts only some values, described by `text`."""
@@ -32,18 +34,21 @@ def image_grid(images, rows, columns):
 def save_image_grid(path, images):
     """Writes images [N, 784] as a square grey PNG grid, stretched from minimum to maximum.
 
-    The stretch is what the reference's writer (scipy.misc.imsave) did. Missing tiles stay black.
+    The stretch is what the reference's image writer did. Missing tiles stay black.
     """
     side = int(np.ceil(np.sqrt(len(images))))
     padded = np.zeros((side * side, 784), np.float32)
     padded[:len(images)] = images
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    matplotlib.image.imsave(path, image_grid(padded, side, side), cmap="gray")
+    with npu_session.replacing(path, "wb") as file:
+        matplotlib.image.imsave(file, image_grid(padded, side, side), cmap="gray", format="png")
 
 
 def save_image(path, image):
     """Writes one image [784] in [0,1] as a 28 x 28 grey PNG, 0 black and 1 white."""
-    matplotlib.image.imsave(path, np.reshape(image, (28, 28)), cmap="gray", vmin=0, vmax=1)
+    with npu_session.replacing(path, "wb") as file:
+        matplotlib.image.imsave(file, np.reshape(image, (28, 28)), cmap="gray", vmin=0, vmax=1,
+                                format="png")
 
 
 def reconstruction_error(reconstructed, images):

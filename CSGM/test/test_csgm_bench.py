@@ -47,7 +47,7 @@ def test_program_reports_both_parts_as_table_and_json(run_program, small_data, t
         assert set(result[part]["ours"]) == set(result[part]["reference"]) == SIDE
         assert result[part]["ratio"] == pytest.approx(
             result[part]["reference"]["median"] / result[part]["ours"]["median"])
-        assert result[part]["graph_operations_gained"] == 0
+        assert min(result[part]["graph_operations"]) > 0
         assert abs(result[part]["memory_mb_gained"]) < 100
         assert f"| {part} | " in done.stdout
     assert set(result["training"]["step_only"]) == SIDE
