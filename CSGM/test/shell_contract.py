@@ -43,7 +43,7 @@ esac
 # keys: {script: {key: text or number}} after CaseName, in order. losses: those of the log.
 # console: what follows "Final result" but the duration. flags: {script: flags the program gets
 # without any of the user's, with {data} and {output}}. passed_on: {flag of the script: flag of the
-# program}. needs_data: whether --data_path is required. run_marker: file that makes a run folder.
+# program}. needs_data: whether --data_path is required. run_marker: a file that makes a folder a run's.
 Job = collections.namedtuple("Job", "network program batch_size lines keys losses console flags "
                                     "passed_on needs_data run_marker")
 
@@ -70,7 +70,7 @@ class Bench:
             self.environment.pop(name, None)
 
     def log_is(self, lines):
-        (self.folder / "lines").write_text(lines)
+        (self.folder / "lines").write_bytes(lines.encode())
 
     def start(self, script, *flags, mode="good", cwd=None, **environment):
         return subprocess.Popen(
@@ -171,7 +171,8 @@ def test_losses_and_log_are_kept(bench):
     assert bench.train().returncode == 0
     losses = (bench.output() / f"train_{bench.case()}_loss.txt").read_text().split()
     assert [float(loss) for loss in losses] == bench.job.losses
-    assert (bench.output() / "train_0.log").read_text() == bench.job.lines
+    kept = (bench.output() / "train_0.log").read_bytes()
+    assert kept.decode() == bench.job.lines
     assert not list(bench.output().glob("*.part"))
 
 

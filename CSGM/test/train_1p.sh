@@ -68,9 +68,15 @@ parse_flags() { # the flags -> data_path, run_folder, resume and program_flags
   done
 }
 
+holds_run() { # folder: run_marker, a pattern, is in it
+  # shellcheck disable=SC2206 # the pattern is meant to be expanded
+  local found=("$1"/$run_marker)
+  [ -e "${found[0]}" ]
+}
+
 choose_run_folder() { # folder -> it, or run_2, run_3, ... in it: the newest run, or a free place
   local free=$1 newest=$1 number=1
-  while [ -e "$free/$run_marker" ]; do
+  while holds_run "$free"; do
     newest=$free
     number=$((number + 1))
     free=$1/run_$number
