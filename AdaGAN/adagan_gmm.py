@@ -33,6 +33,12 @@ FIXED = ("seed", "random_seed", "dataset", "gmm_modes_num", "toy_dataset_size", 
          "opt_d_learning_rate", "opt_learning_rate", "opt_beta1", "is_bagging", "beta_heur",
          "beta_constant", "weights_heur", "topk_constant", "samples_per_component",
          "eval_points_num", "reference_stream", "pictures_drawn")
+# Values of flags under one name; a flag that is given goes before it.
+PRESETS = {
+    # Sharper components: Adam at low rates, the non-saturating loss, 40 epochs.
+    "sharp": {"optimizer": "adam", "objective": "JS_modified", "opt_g_learning_rate": 0.0003,
+              "opt_d_learning_rate": 0.001, "gan_epoch_num": 40},
+}
 # The reference's options in its order, with the values of those that this experiment ignores.
 OPTIONS = {
     "random_seed": None, "dataset": None, "unrolled": None, "unrolling_steps": None,
@@ -61,9 +67,16 @@ def parse_args(argv=None):
     parser.add_argument("--output_dir", "--workdir", "--work_dir",
                         help="run folder: samples, pictures, ckpt/, metrics, result.json; "
                              "default results")
+    parser.add_argument("--ckpt_dir", help="checkpoints; default <output_dir>/ckpt")
+    parser.add_argument("--preset", choices=sorted(PRESETS),
+                        help="sharp: closer to the data, slower; the same as --optimizer=adam "
+                             "--objective=JS_modified --g_learning_rate=0.0003 "
+                             "--d_learning_rate=0.001 --epochs=40, each of which may be given")
     for add in (add_boosting_flags, add_data_flags, add_gan_flags, add_run_flags):
         add(parser)
     npu_session.add_flags(parser, precision_mode="allow_fp32_to_fp16")
+    preset = parser.parse_args(argv).preset
+    parser.set_defaults(**PRESETS.get(preset, {}))
     return parser.parse_args(argv)
 
 
@@ -392,7 +405,7 @@ def main(argv=None):
     local = args.output_dir or args.result or "results"
     with npu_session.staged(None, args.train_url or args.obs_dir) as (_, output_dir):
         args.output_dir = output_dir or local
-        args.ckpt_dir = os.path.join(args.output_dir, "ckpt")
+        args.ckpt_dir = args.ckpt_dir or os.path.join(args.output_dir, "ckpt")
         return run(args)
 
 

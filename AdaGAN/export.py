@@ -34,6 +34,7 @@ def parse_args(argv=None):
     """Flags of the export."""
     parser = npu_session.argument_parser(__doc__.splitlines()[0])
     sample.add_run_folder(parser)
+    parser.add_argument("--ckpt_dir", help="adagan_gmm.py's; default <output_dir>/ckpt")
     parser.add_argument("--component", type=COUNT, help="the only one to export, from 0; default: "
                                                         "all that are complete")
     parser.add_argument("--export_dir", help="folder for the .pb files and noise.bin; default "
@@ -257,7 +258,7 @@ def run(args, settings, mixed):
     write_noise(os.path.join(args.export_dir, NOISE), noise)
     commands = []
     for component in chosen_components(args, mixed):
-        checkpoint = os.path.join(args.output_dir, "ckpt", f"component-{component:02d}")
+        checkpoint = os.path.join(args.ckpt_dir, f"component-{component:02d}")
         path = os.path.join(args.export_dir, PB.format(component))
         difference = export(checkpoint, path, settings, noise, config)
         print(f"{checkpoint} -> {path} ({os.path.getsize(path)} bytes), largest difference "
@@ -313,6 +314,7 @@ def main(argv=None):
     """Parses the flags and exports or checks."""
     args = parse_args(argv)
     args.export_dir = args.export_dir or os.path.join(args.output_dir, "export")
+    args.ckpt_dir = args.ckpt_dir or os.path.join(args.output_dir, "ckpt")
     settings = sample.run_settings(args.output_dir)
     mixed = mixture.load(args.output_dir)
     (check_output if args.check_output else run)(args, settings, mixed)

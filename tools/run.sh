@@ -4,9 +4,12 @@ set -euo pipefail
 # shellcheck source=tools/common.sh
 . "$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)/common.sh"
 
-main_job() { # model directory -> its main program
+main_job() { # model directory -> its main program, and flags that make it a job of minutes
   case $1 in
+    AdaGAN) echo reproduce.py ;;
     CSGM) echo src/reproduce.py ;;
+    DMSC_ID1259) echo pretrain_affinity_fusion.py --demo ;;
+    MASF_ID1191) echo main.py --preset=demo ;;
   esac
 }
 
@@ -63,10 +66,11 @@ if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
   shift
 fi
 model=$(find_model "$name") || exit
-job=$(main_job "$model")
-[ -n "$job" ] || fail "$model has no main job yet; see its README.md" 2
+read -r -a job <<<"$(main_job "$model")"
+[ "${#job[@]}" -gt 0 ] || fail "$model has no main job yet; see its README.md" 2
 
 choose_environment
 install_requirements "$environment" "$model" "$repo/$model/requirements.txt"
 # exec: the program itself gets the signals, and its exit code is this command's.
-exec "$environment/bin/python" "$repo/$model/$job" --output_dir "$repo/results/$model" "$@"
+exec "$environment/bin/python" "$repo/$model/${job[0]}" "${job[@]:1}" \
+  --output_dir "$repo/results/$model" "$@"

@@ -43,9 +43,11 @@ esac
 # keys: {script: {key: text or number}} after CaseName, in order. losses: those of the log.
 # console: what follows "Final result" but the duration. flags: {script: flags the program gets
 # without any of the user's, with {data} and {output}}. passed_on: {flag of the script: flag of the
-# program}. needs_data: whether --data_path is required. run_marker: a file that makes a folder a run's.
+# program}. needs_data: whether --data_path is required. run_marker: a file that is in run folders.
+# reported_batch: BatchSize in the key file, if it is not that of the case name.
 Job = collections.namedtuple("Job", "network program batch_size lines keys losses console flags "
-                                    "passed_on needs_data run_marker")
+                                    "passed_on needs_data run_marker reported_batch",
+                             defaults=[None])
 
 
 class Bench:
@@ -158,7 +160,7 @@ def test_key_file(bench, script):
                           + list(bench.job.keys[script]) + ["E2ETrainingTime"])
     assert keys["Network"] == bench.job.network
     assert keys["RankSize"] == "1"
-    assert keys["BatchSize"] == str(bench.job.batch_size)
+    assert keys["BatchSize"] == str(bench.job.reported_batch or bench.job.batch_size)
     assert keys["DeviceType"] == platform.machine()
     assert keys["CaseName"] == case
     assert int(keys["E2ETrainingTime"]) >= 0

@@ -24,7 +24,7 @@ def job():
     return Job(
         network="ADAGAN_ID2115_for_TensorFlow", program="adagan_gmm.py", batch_size=64,
         lines=LINES, losses=[6.022, 4.282], needs_data=False, run_marker="config.json",
-        keys={script: KEYS for script in SCRIPTS},
+        keys=dict.fromkeys(SCRIPTS, KEYS),
         console=["Final Performance iterations/sec : 420.50", "Final Coverage C : 1.000"],
         flags={SCRIPTS[0]: ["--epochs=15", "--steps=10", "--output_dir={output}"],
                SCRIPTS[1]: ["--epochs=3", "--steps=4", "--output_dir={output}"]},

@@ -1,0 +1,83 @@
+"""What a clustering leaves behind: labels of every evaluation, the chosen step, .npz and .mat."""
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+import os
+import zipfile
+
+import numpy as np
+import scipy.io
+
+import metrics
+import npu_session
+from npu_session import InputError
+
+HISTORY = "labels.npz"
+SCORES = ("accuracy", "nmi", "ari")
+
+
+class LabelHistory:
+    """The labels of all evaluations so far, in <folder>/labels.npz.
+
+    Args:
+      folder: run folder.
+      step: forget evaluations after it, which a resumed run makes again.
+    Raises:
+      InputError: the file is damaged.
+    """
+
+    def __init__(self, folder, step):
+        self.path = os.path.join(folder, HISTORY)
+        self.labels = {}  # step -> int [N], 1..K
+        if step and os.path.exists(self.path):
+            try:
+                with np.load(self.path) as arrays:
+                    self.labels = {int(number): labels for number, labels in
+                                   zip(arrays["steps"], arrays["labels"]) if number <= step}
+            except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+                raise InputError(f"{self.path} is damaged ({error}): start anew in another "
+                                 "folder") from None
+
+    def add(self, step, labels):
+        """Appends an evaluation; returns 1 - ARI between its labels and those before it."""
+        before = self.labels[max(self.labels)] if self.labels else None
+        self.labels[step] = np.asarray(labels, np.int32)
+        with npu_session.replacing(self.path, "wb") as file:
+            np.savez_compressed(file, steps=sorted(self.labels),
+                                labels=[self.labels[number] for number in sorted(self.labels)])
+        return 1.0 if before is None else 1.0 - metrics.adjusted_rand_index(before, labels)
+
+    def most_typical(self):
+        """The step whose clustering agrees best with all others: needs no true labels."""
+        steps = sorted(self.labels)
+        agreement = np.ones((len(steps), len(steps)))
+        for row in range(len(steps)):
+            for column in range(row):
+                agreement[row, column] = agreement[column, row] = metrics.adjusted_rand_index(
+                    self.labels[steps[row]], self.labels[steps[column]])
+        return steps[int(np.argmax(agreement.sum(axis=0)))]
+
+
+def write(folder, theta, labels, chosen, data, records):
+    """Writes results.npz and results.mat.
+
+    Args:
+      folder: run folder. theta: float32 [N, N] of the last step. labels, chosen: int [N], of the
+        last and of the label-free step. data: data_input.Data. records: of the evaluations.
+    """
+    content = {"C": theta, "labels": labels, "label_free_labels": chosen, "K": data.clusters,
+               "data": data.name, "steps": [record["step"] for record in records]}
+    if data.labels is not None:
+        content["Label"] = data.labels
+        content.update({name: [record[key] for record in records] for name, key in
+                        zip(("ACC", "NMI", "ARI"), SCORES)})
+    with npu_session.replacing(os.path.join(folder, "results.npz"), "wb") as file:
+        np.savez_compressed(file, **content)
+    with npu_session.replacing(os.path.join(folder, "results.mat"), "wb") as file:
+        scipy.io.savemat(file, content, do_compression=True)
+
+
+def sentence(name, scores):
+    """A line of the report, for example `last step: ACC 98.12% NMI 97.50% ARI 96.80%`."""
+    if scores.accuracy is None:
+        return f"{name}: no true labels, no scores"
+    return "{}: ACC {:.2f}% NMI {:.2f}% ARI {:.2f}%".format(
+        name, *(100 * value for value in scores))

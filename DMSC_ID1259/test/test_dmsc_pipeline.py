@@ -1,0 +1,155 @@
+"""Both programs, one after the other, against the golden run of the reference's two scripts."""
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+import os
+import types
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import affinity_fusion
+import checkpoints
+import golden_rules
+import metrics
+import network
+import npu_session
+import training_runs
+from training_runs import affinity_folder, pretrain_folder, succeeded, variables
+
+TRAJECTORY = 1e-4  # from the golden README
+
+
+def write_start(path, modalities, seed):
+    """A checkpoint at `path` of encoders and decoders with the golden values."""
+    with npu_session.new_graph().as_default(), tf.Session() as session:
+        weights = network.create_weights(modalities, None, seed=0)
+        trained = network.autoencoder_variables(weights)
+        writer = checkpoints.Writer(path, trained)
+        checkpoints.load(session, [
+            (variable, golden_rules.FILL(variable.op.name, variable.shape.as_list(), seed))
+            for variable in trained])
+        writer.write(session)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What the two programs computed from the golden start and data, as a namespace."""
+    golden, seed = golden_rules.load("pipeline"), golden_rules.find_seed()
+    content = golden_rules.PIPELINE_DATA(seed)
+    data = training_runs.write_mat(tmp_path_factory.mktemp("data"), content, "pipeline")
+    output = str(tmp_path_factory.mktemp("run"))
+    write_start(os.path.join(output, "models", "mymodel.ckpt"), len(golden["mat_colsum"]), seed)
+    common = ["--mat=pipeline", "--steps_per_call=5"]
+    with pytest.MonkeyPatch.context() as patch:
+        terms, thetas, affinities = [], [], []
+        plain_run, plain_cluster = npu_session.Loop.run, affinity_fusion.cluster
+
+        def recording_run(self, session, count):
+            values = plain_run(self, session, count)
+            terms.extend(values[:, 0])
+            return values
+
+        def recording_cluster(args, theta, number):
+            labels, affinity = plain_cluster(args, theta, number)
+            thetas.append(theta)
+            affinities.append((affinity, labels))
+            return labels, affinity
+
+        patch.setattr(npu_session.Loop, "run", recording_run)
+        patch.setattr(affinity_fusion, "cluster", recording_cluster)
+        printed = succeeded(training_runs.pretrain(
+            data, output, *common, f"--epoch={len(golden['pre_cost'])}", "--log_every=1",
+            "--save_coef"))
+        found = types.SimpleNamespace(
+            output=output, printed=printed, pre_cost=list(terms),
+            pre_variables=variables(pretrain_folder(output)))
+        for name, folder, schedule in (
+                ("ten", copied(output, tmp_path_factory.mktemp("ten")), (10, 1, 9)),
+                ("all", output, (len(golden["aff_cost"]), len(golden["aff_cost"]), 1))):
+            del terms[:], thetas[:], affinities[:]
+            found.clustered = succeeded(training_runs.cluster(data, folder, *common, *(
+                f"--{flag}={value}" for flag, value in zip(
+                    ("affinity_steps", "eval_from", "eval_every"), schedule))))
+            setattr(found, name, types.SimpleNamespace(
+                costs=list(terms), thetas=list(thetas), affinities=list(affinities)))
+        found.aff_variables = variables(affinity_folder(output))
+    return found
+
+
+def copied(output, folder):
+    """`folder` as str, with the weights of `output`."""
+    os.symlink(os.path.join(output, "models"), os.path.join(str(folder), "models"))
+    return str(folder)
+
+
+def close(ours, golden):
+    np.testing.assert_allclose(ours, golden, rtol=0, atol=TRAJECTORY * np.abs(golden).max())
+
+
+def norms(arrays, names):
+    return [np.linalg.norm(arrays[name].astype(np.float64)) for name in names]
+
+
+def test_golden_costs_of_pretraining(run):
+    golden = golden_rules.load("pipeline")
+    assert "model restored" in run.printed
+    np.testing.assert_allclose(run.pre_cost, golden["pre_cost"], rtol=TRAJECTORY)
+    printed = [float(line[6:]) for line in run.printed.splitlines() if line.startswith("cost: ")]
+    samples = golden["pre_order"].shape[1]
+    np.testing.assert_allclose(printed, golden["pre_cost"] / samples, rtol=TRAJECTORY)
+
+
+def test_golden_variables_after_pretraining(run):
+    golden = golden_rules.load("pipeline")
+    names = list(golden["pre_var_names"])
+    np.testing.assert_allclose(norms(run.pre_variables, names), golden["pre_var_l2"],
+                               rtol=TRAJECTORY)
+    close(run.pre_variables["Coef"], golden["pre_Coef"])
+
+
+def test_golden_costs_and_coefficients_of_the_affinity_stage(run):
+    golden = golden_rules.load("pipeline")
+    np.testing.assert_allclose(run.all.costs, golden["aff_cost"], rtol=TRAJECTORY)
+    for ours, step in ((run.ten.thetas[0], 1), (run.ten.thetas[1], 10), (run.all.thetas[0], 30)):
+        close(ours, golden[f"aff_Coef_ret{step}"])
+        assert not np.diag(ours).any()
+
+
+def test_golden_variables_after_the_affinity_stage(run):
+    golden = golden_rules.load("pipeline")
+    names = list(golden["aff_var_names"])
+    np.testing.assert_allclose(norms(run.aff_variables, names), golden["aff_var_l2"],
+                               rtol=TRAJECTORY)
+    np.testing.assert_array_equal(np.diag(run.aff_variables["Coef"]),
+                                  np.full(len(run.aff_variables["Coef"]), 1e-4, np.float32))
+
+
+def test_golden_clustering_of_the_golden_coefficients():
+    golden = golden_rules.load("pipeline")
+    args = types.SimpleNamespace(seed=0, ro=metrics.alpha(3), clusters=3, power=8.0, starts=1)
+    np.testing.assert_allclose(args.ro, golden["aff_alpha"], rtol=1e-12)
+    theta = golden["aff_Coef_ret30"]
+    np.testing.assert_array_equal(metrics.thrC(theta, args.ro).astype(np.float32),
+                                  golden["aff_thrC"])
+    labels, affinity = affinity_fusion.cluster(args, theta, number=0)
+    np.testing.assert_allclose(affinity, golden["aff_L"], rtol=0, atol=1e-7)  # stored as float32
+    assert metrics.adjusted_rand_index(golden["aff_labels"], labels) == 1
+
+
+def test_golden_labels_and_scores_of_the_run(run):
+    golden = golden_rules.load("pipeline")
+    truth = np.repeat(np.arange(1, 4), 8)
+    labels = run.all.affinities[0][1]
+    assert metrics.adjusted_rand_index(golden["aff_labels"], labels) == 1
+    miss, ascend, accuracy, nmi, ari = golden["aff_errs"]
+    np.testing.assert_allclose(metrics.scores(truth, labels), [accuracy, nmi, ari], rtol=1e-6)
+    assert ascend == pytest.approx((1 + accuracy) / 2) and miss == pytest.approx(1 - ascend)
+    assert f"accuracy: {100 * accuracy:.2f}%" in run.clustered
+    result = training_runs.read(affinity_folder(run.output), "result.json")
+    np.testing.assert_allclose([result["accuracy"], result["nmi"], result["ari"]],
+                               [accuracy, nmi, ari], rtol=1e-6)
+
+
+def test_golden_checkpoint_of_stage_1_has_the_references_61_variables(run):
+    written = variables(os.path.join(run.output, "models", "mymodel.ckpt"))
+    assert sorted(written) == sorted(golden_rules.load("pipeline")["pre_var_names"])

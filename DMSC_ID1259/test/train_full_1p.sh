@@ -1,0 +1,3 @@
+#!/bin/bash
+# Full training on one device (ModelZoo contract): all stages. Flags: --help.
+exec bash "$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/train_1p.sh" "$(basename -- "$0")" "$@"

@@ -1,0 +1,34 @@
+"""Puts the model's folder first on sys.path; fixtures that several test files share."""
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+import os
+import subprocess
+import sys
+
+import pytest
+
+MODEL = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, MODEL)
+pytest.register_assert_rewrite("shell_contract")
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory):
+    """Folder (str) of stand-in faces in CelebA's layout, 24 + 8 in data10w, 6 for testing; do not
+    change it."""
+    from make_standin_data import make_standin_data
+    folder = str(tmp_path_factory.mktemp("faces"))
+    make_standin_data(folder, 24, 8, 6, seed=7, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_program():
+    """Function (script, *flags, env=None, timeout=120, cwd=None) -> CompletedProcess.
+
+    Runs <script> of the model's folder with this Python; env is added to the environment.
+    """
+    def run(script, *flags, env=None, timeout=120, cwd=None):
+        command = [sys.executable, os.path.join(MODEL, script)] + [str(flag) for flag in flags]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd,
+                              env=dict(os.environ, **(env or {})), check=False)
+    return run

@@ -1,0 +1,215 @@
+"""The Ascend path against the strict fake npu_bridge, and what is refused without an NPU.
+
+The fake (test/fake_npu_bridge) raises where the adapter would fail or ignore a request, records
+what it is asked for, and computes on the CPU.
+"""
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+import importlib
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from tensorflow.python.client import session as session_module
+
+import npu_session
+import VDSR
+from training_runs import (
+    SHORT,
+    checkpoint_folder,
+    program,
+    read,
+    records,
+    refused,
+    stopped,
+    train,
+    trained,
+    variables,
+)
+
+FAKE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_npu_bridge")
+PLAIN_OPTIONS = {"use_off_line": True, "precision_mode": "allow_mix_precision",
+                 "enable_data_pre_proc": True, "iterations_per_loop": 2}
+HOST_OPTIONS = {"use_off_line": False, "precision_mode": "allow_mix_precision"}
+RANK_VARIABLES = ("RANK_SIZE", "RANK_ID", "JOB_ID", "RANK_TABLE_FILE", "CM_WORKER_SIZE")
+
+
+def forget_bridge():
+    npu_session.backend.cache_clear()
+    for name in [name for name in sys.modules if name.split(".")[0] in ("npu_bridge", "hccl")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """A single process that looks for its device itself."""
+    for name in RANK_VARIABLES + ("NPU_SESSION_DEVICE", "FAKE_NPU_RECORD", "FAKE_NPU_ERA"):
+        monkeypatch.delenv(name, raising=False)
+    npu_session.backend.cache_clear()
+    yield
+    npu_session.backend.cache_clear()
+
+
+@pytest.fixture
+def record():
+    """The fake is installed; its record, empty at first. Afterwards TensorFlow is as before."""
+    patch = pytest.MonkeyPatch()
+    for owner, names in ((session_module.BaseSession, ("__init__", "_do_run", "make_callable")),
+                         (tf.train.Optimizer, ("apply_gradients",))):
+        for name in names:
+            patch.setattr(owner, name, getattr(owner, name))
+    patch.syspath_prepend(FAKE)
+    forget_bridge()
+    yield importlib.import_module("npu_bridge._strict").RECORD
+    patch.undo()
+    forget_bridge()
+
+
+@pytest.fixture(scope="module")
+def on_cpu(faces, tmp_path_factory):
+    """Run folder of the run that the NPU ones must equal."""
+    npu_session.backend.cache_clear()
+    return trained(faces, tmp_path_factory.mktemp("cpu"))
+
+
+def assert_close(folder, expected):
+    ours, theirs = variables(folder), variables(expected)
+    assert sorted(ours) == sorted(theirs)  # an NPU checkpoint is a CPU checkpoint
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def device_sessions(record):
+    """The sessions that are not kept on the host."""
+    return [session for session in record["sessions"] if session["options"]["use_off_line"]]
+
+
+# ---------------------------------------------------------------- the program on the fake
+
+
+def test_the_program_finds_npu_bridge_by_itself(run_program, faces, tmp_path):
+    done = run_program("VDSR.py", f"--input_dir={faces}", f"--output_dir={tmp_path}",
+                       "--batch_size=1", "--K=2", "--max_steps=2", "--threads=1", timeout=300,
+                       env={"PYTHONPATH": FAKE, "FAKE_NPU_RECORD": str(tmp_path / "record")})
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "record").read_text())
+    training, = device_sessions(record)
+    assert training["options"] == PLAIN_OPTIONS
+    assert training["remapping"] == 2 and training["memory_optimization"] == 2
+    assert [loop["n"] for loop in record["loops"]] == [2]
+    for kind in ("managers", "optimizers", "collectives", "system", "dropouts"):
+        assert record[kind] == [], kind
+    assert read(tmp_path, "config.json")["device"] == "npu"
+
+
+def test_a_run_equals_the_cpus_and_compiles_few_graphs(faces, tmp_path, record, on_cpu):
+    trained(faces, tmp_path)
+    assert_close(tmp_path, on_cpu)
+    ours, theirs = records(tmp_path), records(on_cpu)
+    assert [sorted(line) for line in ours] == [sorted(line) for line in theirs]
+    assert [session["options"] for session in record["sessions"]] == [
+        HOST_OPTIONS, HOST_OPTIONS, PLAIN_OPTIONS]  # the images' check, pairs to show, training
+    graphs = record["sessions"][-1]["graphs"]
+    assert len(graphs) <= 8
+    assert sum(any("IterationOp" in name for name in graph["fetches"]) for graph in graphs) == 1
+
+
+def test_test_mode_on_the_npu(faces, tmp_path, record, on_cpu):
+    shutil.copytree(checkpoint_folder(on_cpu), checkpoint_folder(tmp_path / "npu"))
+    flags = ["--batch_size=5", "--threads=1", "--overlay=none"]
+    code, _, err = program(f"--input_dir={faces}", f"--output_dir={tmp_path}/npu", *flags,
+                           mode="test")
+    assert code == 0, err
+    device, = device_sessions(record)
+    assert device["options"] == {"use_off_line": True, "precision_mode": "allow_mix_precision"}
+    assert len([graph for graph in device["graphs"] if graph["runs"] == 7]) == 1  # 32 images by 5
+    with np.load(str(tmp_path / "npu" / "coordinates.npz")) as arrays:
+        assert arrays["cells"].shape == (32, 3, 2) and np.isfinite(arrays["cells"]).all()
+
+
+@pytest.mark.parametrize("flag, options", [
+    ("--over_dump=True", {"enable_dump_debug": True, "dump_debug_mode": "all"}),
+    ("--data_dump_flag=True", {"enable_dump": True, "dump_step": "10", "dump_mode": "all"}),
+    ("--profiling=True", {"profiling_mode": True})])
+def test_dumps_and_profiles_are_asked_for(flag, options, faces, tmp_path, record):
+    trained(faces, tmp_path, "--max_steps=2", flag)
+    found = record["sessions"][-1]["options"]
+    folder = str(tmp_path / ("npu_profile" if "profiling" in flag else "npu_dump"))
+    if "profiling" in flag:
+        assert json.loads(found.pop("profiling_options"))["output"] == folder
+    else:
+        assert found.pop("dump_path") == folder
+    assert os.path.isdir(folder)
+    assert found == dict(PLAIN_OPTIONS, **options)
+    for session in record["sessions"][:-1]:  # the host writes none, wherever it is started
+        assert session["options"] == HOST_OPTIONS
+
+
+def test_one_step_per_run_asks_for_no_device_loop(faces, tmp_path, record):
+    trained(faces, tmp_path, "--max_steps=3")
+    assert record["sessions"][-1]["options"] == {
+        "use_off_line": True, "precision_mode": "allow_mix_precision"}
+    assert record["loops"] == []
+
+
+@pytest.mark.usefixtures("record")
+def test_resume_in_the_middle_of_an_epoch(faces, tmp_path, monkeypatch, on_cpu):
+    """No new feed shape, which would be another graph, and the same end."""
+    stopped(monkeypatch, 6, faces, tmp_path)
+    trained(faces, tmp_path)
+    assert_close(tmp_path, on_cpu)
+
+
+def test_a_run_changes_its_device(faces, tmp_path, monkeypatch, request, on_cpu):
+    stopped(monkeypatch, 6, faces, tmp_path)
+    request.getfixturevalue("record")  # from here on there is an NPU
+    code, out, err = train(faces, tmp_path)
+    assert code == 0 and "at counter = 6" in out, err
+    assert read(tmp_path, "config.json")["device"] == "npu"
+    assert_close(tmp_path, on_cpu)
+
+
+# ---------------------------------------------------------------- refused before training
+
+
+@pytest.mark.parametrize("flags, steps", [
+    (["--iterations_per_loop=5"], "12 steps"), (["--iterations_per_loop=6"], "2 steps"),
+    (["--iterations_per_loop=4", "--summary_freq=4", "--max_steps=6"], "6 steps")])
+def test_steps_that_do_not_divide_are_refused_before_training(flags, steps, faces, tmp_path,
+                                                              record):
+    answer = refused(faces, tmp_path / "out", *flags)
+    assert steps in answer and "--iterations_per_loop" in answer
+    assert not os.path.exists(str(tmp_path / "out"))
+    assert device_sessions(record) == []
+
+
+@pytest.mark.usefixtures("record")
+def test_a_resumed_step_that_does_not_divide_is_refused(faces, tmp_path):
+    trained(faces, tmp_path, "--max_steps=3")
+    answer = refused(faces, tmp_path)
+    assert "3 steps" in answer and "--iterations_per_loop" in answer
+    trained(faces, tmp_path, "--iterations_per_loop=1")
+
+
+def test_an_npu_that_is_demanded_must_be_there(monkeypatch, faces, tmp_path):
+    monkeypatch.setenv("NPU_SESSION_DEVICE", "npu")
+    assert "npu_bridge is not installed" in refused(faces, tmp_path / "out")
+    assert not os.path.exists(str(tmp_path / "out"))
+
+
+def test_several_processes_are_refused(monkeypatch, faces, tmp_path, record):
+    for name, value in (("RANK_SIZE", "2"), ("RANK_ID", "1"), ("JOB_ID", "1"),
+                        ("RANK_TABLE_FILE", "table.json")):
+        monkeypatch.setenv(name, value)
+    assert "RANK_SIZE=2: this model trains in one process" in refused(faces, tmp_path / "out")
+    assert record["sessions"] == [] and not os.path.exists(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("mode", npu_session.PRECISION_MODES)
+def test_every_precision_mode_arrives(mode, record):
+    args = VDSR.parse_args(SHORT + [f"--precision_mode={mode}"])
+    with tf.Session(config=npu_session.session_config(args)):
+        assert record["sessions"][-1]["options"] == {"use_off_line": True, "precision_mode": mode}
