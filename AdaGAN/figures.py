@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 import metrics
 import npu_session
@@ -28,6 +28,7 @@ RED, BLUE = "#D55E00", "#0072B2"  # told apart by colour-blind readers too (Okab
 COLOURS = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 SIDE = 7.2  # of a square picture, inches of 100 pixels
+LINEAR_NATS = 10  # log_p down to minus this is drawn linearly, below logarithmically
 PNG = {"format": "png", "pil_kwargs": {"compress_level": 4}}  # 9 is 5 % smaller, 3 times slower
 
 PANELS = (("C", "coverage C"), ("log_p", "log-likelihood of the data (nats)"),
@@ -325,13 +326,21 @@ def draw_curves(axes, metric, runs):
 def limit_axis(axes, metric, lowest):
     """Fits the y axis to the medians: one seed with a missing mode would flatten all the rest."""
     bottom, top = axes.get_ylim()
+    highest = max(np.max(line.get_ydata()) for line in axes.lines)
     if metric == "C":
         axes.set_ylim(min(bottom, 0.9), 1.01)
     elif metric == "modes_covered":
         axes.set_ylim(0, top)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    elif lowest < -LINEAR_NATS:  # a missing mode costs hundreds of nats, a blurred one two
+        axes.set_yscale("symlog", linthresh=LINEAR_NATS, linscale=3)
+        axes.set_ylim(1.3 * lowest, max(0, highest + 1))
+        decades = np.arange(1, np.ceil(np.log10(-1.3 * lowest)))
+        axes.set_yticks(list(-10 ** decades) + list(range(2 - LINEAR_NATS, 1, 2)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_ylim(max(bottom, lowest - 0.5 * (top - lowest)), top)
+        axes.set_ylim(max(bottom, lowest - 0.5 * (highest - lowest) - 1), top)
 
 
 def coverage_table(path, rows, columns, cells, paper=None, note="", column_name="modes"):

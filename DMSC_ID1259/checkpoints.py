@@ -54,9 +54,9 @@ def read(path, variables, optional=()):
                 raise InputError(f"checkpoint {path} has {name} {shapes.get(name, 'missing')}, "
                                  f"this model {shape}: it was made with other settings")
         return found
-    except (tf.errors.OpError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (tf.errors.OpError, ValueError, LookupError, RuntimeError) as error:  # the reader's
         raise InputError(f"checkpoint {path} cannot be read ({type(error).__name__}): copy or "
                          "train it again") from None
 

@@ -1,5 +1,6 @@
 """What a clustering leaves behind: labels of every evaluation, the chosen step, .npz and .mat."""
 # Licensed under the Apache License, Version 2.0; see LICENSE.
+import io
 import os
 import zipfile
 
@@ -40,9 +41,8 @@ class LabelHistory:
         """Appends an evaluation; returns 1 - ARI between its labels and those before it."""
         before = self.labels[max(self.labels)] if self.labels else None
         self.labels[step] = np.asarray(labels, np.int32)
-        with npu_session.replacing(self.path, "wb") as file:
-            np.savez_compressed(file, steps=sorted(self.labels),
-                                labels=[self.labels[number] for number in sorted(self.labels)])
+        write_npz(self.path, {"steps": sorted(self.labels), "labels": [
+            self.labels[number] for number in sorted(self.labels)]})
         return 1.0 if before is None else 1.0 - metrics.adjusted_rand_index(before, labels)
 
     def most_typical(self):
@@ -54,6 +54,14 @@ class LabelHistory:
                 agreement[row, column] = agreement[column, row] = metrics.adjusted_rand_index(
                     self.labels[steps[row]], self.labels[steps[column]])
         return steps[int(np.argmax(agreement.sum(axis=0)))]
+
+
+def write_npz(path, content):
+    """Writes a dict of arrays as a compressed .npz, whole or not at all."""
+    packed = io.BytesIO()  # a zip file on a full disk complains once more when it is collected
+    np.savez_compressed(packed, **content)
+    with npu_session.replacing(path, "wb") as file:
+        file.write(packed.getvalue())
 
 
 def write(folder, theta, labels, chosen, data, records):
@@ -69,8 +77,7 @@ def write(folder, theta, labels, chosen, data, records):
         content["Label"] = data.labels
         content.update({name: [record[key] for record in records] for name, key in
                         zip(("ACC", "NMI", "ARI"), SCORES)})
-    with npu_session.replacing(os.path.join(folder, "results.npz"), "wb") as file:
-        np.savez_compressed(file, **content)
+    write_npz(os.path.join(folder, "results.npz"), content)
     with npu_session.replacing(os.path.join(folder, "results.mat"), "wb") as file:
         scipy.io.savemat(file, content, do_compression=True)
 

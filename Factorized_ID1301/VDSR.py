@@ -34,6 +34,7 @@ def number(convert, accepts, text):
 POSITIVE_INT = number(int, lambda value: value > 0, "integer above 0")
 POSITIVE = number(float, lambda value: 0 < value < float("inf"), "number above 0")
 WEIGHT = number(float, lambda value: 0 <= value < float("inf"), "number of at least 0")
+STRENGTH = number(float, lambda value: 0 <= value <= 0.5, "number from 0 to 0.5")
 BELOW_ONE = number(float, lambda value: 0 <= value < 1, "number from 0 to below 1")
 WINDOW = number(int, lambda value: 0 < value <= MAP_SIZE, f"integer from 1 to {MAP_SIZE}")
 
@@ -86,7 +87,7 @@ def add_training_flags(group):
     add("--diversity_weight", type=WEIGHT, default=500.0, help="of the diversity loss")
     add("--M", type=WINDOW, default=4, help="cells: pooling window of the diversity loss")
     add("--weight_decay", type=WEIGHT, default=0.0005, help="of the filters")
-    add("--pair_warp", type=WEIGHT, default=PAIR_WARP,
+    add("--pair_warp", type=STRENGTH, default=PAIR_WARP,
         help="strength of shift and scale between the two images of a pair")
     add("--tps_weight", type=WEIGHT, default=0.0,
         help="deviation of the spline weights; 0: the warps are affine, as the reference's; "

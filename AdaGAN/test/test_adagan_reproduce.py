@@ -123,8 +123,9 @@ def test_console_of_a_whole_run(finished):
     assert any(line.startswith("3 modes: exact samples of the data's distribution score C 0.9")
                for line in lines)
     assert f"numbers: {output}/table1.csv, table1_steps.csv, result.json" in lines
-    assert str(output / "figures" / "table1_table.png") in lines[-2]
-    assert os.path.isfile(os.path.dirname(lines[-1].split(": ")[1]) + "/mixture01.png")
+    assert str(output / "figures" / "table1_table.png") in lines[-1]
+    folder = next(line for line in lines if line.startswith("the mixture step by step: "))
+    assert os.path.isfile(os.path.dirname(folder.split(": ")[1]) + "/mixture01.png")
 
 
 def test_rows_are_those_of_the_runs(finished):

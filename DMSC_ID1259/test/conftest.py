@@ -48,4 +48,5 @@ def clustered(small_data, pretrained, tmp_path_factory):
     import training_runs
     output = str(tmp_path_factory.mktemp("clustered") / "run")
     shutil.copytree(pretrained[0], output)
-    return output, training_runs.succeeded(training_runs.cluster(small_data, output))
+    return output, training_runs.succeeded(training_runs.cluster(
+        small_data, output, pictures=True))

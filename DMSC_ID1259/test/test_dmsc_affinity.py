@@ -246,7 +246,8 @@ def test_without_labels_clustering_works_and_scores_are_left_out(output, tmp_pat
     content = training_runs.small_content()
     del content["Label"]
     data = training_runs.write_mat(tmp_path / "unlabelled", content)
-    out = succeeded(cluster(data, output, "--clusters=3", "--max_train_steps=4"))
+    out = succeeded(cluster(data, output, "--clusters=3", "--max_train_steps=4",
+                            pictures=True))
     assert "accuracy" not in out and "Max ACC" not in out
     assert "last step 4: no true labels, no scores" in out
     found, result = arrays_of(affinity_folder(output)), read(affinity_folder(output), "result.json")

@@ -66,7 +66,8 @@ def test_help_of_every_entry_and_an_unknown_flag(name, capsys):
 
 
 @pytest.mark.parametrize("flag", [
-    "--epochs=3", "--epoch=0", "--mode=both", "--batch_size=0", "--learning_rate=0", "--log_every=0",
+    "--epochs=3", "--epoch=0", "--mode=both", "--batch_size=0", "--learning_rate=0",
+    "--log_every=0",
     "--learning_rate=nan", "--seed=-1", "--fusion=none", "--target_cost=-1", "--subjects=0",
     "--reconstruction_weights=-1", "--starts=0", "--power=0", "--max_train_steps=0", "extra"])
 def test_wrong_flags_are_refused(flag, capsys):

@@ -63,10 +63,18 @@ def pretrain(data, output, *flags):
                 [f"--data_dir={data}", f"--output_dir={output}"] + PRETRAIN + list(flags))
 
 
-def cluster(data, output, *flags):
-    """call() of stages 2 and 3 with short settings; flags win over them."""
-    return call(affinity_fusion.main,
-                [f"--data_dir={data}", f"--output_dir={output}"] + AFFINITY + list(flags))
+def cluster(data, output, *flags, pictures=False):
+    """call() of stages 2 and 3 with short settings; flags win over them.
+
+    pictures: draw them, which takes a third of the time.
+    """
+    plain = affinity_fusion.draw
+    affinity_fusion.draw = plain if pictures else lambda *_: None
+    try:
+        return call(affinity_fusion.main,
+                    [f"--data_dir={data}", f"--output_dir={output}"] + AFFINITY + list(flags))
+    finally:
+        affinity_fusion.draw = plain
 
 
 def succeeded(result):

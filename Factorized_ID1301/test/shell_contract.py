@@ -78,7 +78,9 @@ class Bench:
         return subprocess.Popen(
             ["bash", str(self.model / "test" / script)] + list(flags), cwd=str(cwd or self.folder),
             env=dict(self.environment, STUB_MODE=mode, **environment), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, universal_newlines=True)
+            stderr=subprocess.PIPE, universal_newlines=True,
+            # A script can't trap what its caller ignores, and shells' background jobs ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def run(self, script, *flags, **options):
         process = self.start(script, *flags, **options)

@@ -141,7 +141,8 @@ def test_the_whole_network_through_the_program(tmp_path):
     """PNG frames whose middle is what the network sees, so that nothing is resized."""
     images = golden_rules.images(2, golden_rules.find_seed())[0]
     pixels = np.round((images + 1) * 127.5).astype(np.uint8)
-    (tmp_path / "data").mkdir()
+    for folder in ("data", "out", "out/ckpt"):
+        (tmp_path / folder).mkdir()
     golden_checkpoint.write(tmp_path / "out" / "ckpt")
     with npu_session.new_graph().as_default(), tf.Session() as session:
         for number, image in enumerate(np.pad(pixels, ((0, 0), (5, 13), (5, 13), (0, 0)))):
@@ -184,6 +185,7 @@ def test_broken_images_are_refused_before_anything_is_written(ten_faces, narrow_
 
 
 def test_landmarks_that_are_not_finite_are_no_result(ten_faces, tmp_path):
+    (tmp_path / "ckpt").mkdir()
     with narrow_network():
         golden_checkpoint.write(tmp_path / "ckpt", K=3)
         with npu_session.new_graph().as_default(), tf.Session() as session:
@@ -191,7 +193,7 @@ def test_landmarks_that_are_not_finite_are_no_result(ten_faces, tmp_path):
             step = tf.train.get_or_create_global_step()
             checkpoints = npu_session.Checkpoints(str(tmp_path / "ckpt"))
             checkpoints.restore(session)
-            layers[2].beta.load([np.nan] * 4, session)
+            layers[5].beta.load([np.inf] * 3, session)
             assert session.run(step) == 7
             checkpoints.save(session, "model-8")
     answer = sentence(find(ten_faces, tmp_path), code=3)

@@ -41,14 +41,13 @@ from training_runs import (
 
 MODEL = os.path.dirname(os.path.abspath(VDSR.__file__))
 PROGRESS = r"progress  epoch (\d+)  step (\d+)  image/sec (\d+\.\d)  remaining (\d+)m"
-ONE_STEP = ["--batch_size=1", "--K=2", "--max_steps=1", "--threads=1"]
 
 
 @pytest.fixture(scope="module")
 def whole(faces, tmp_path_factory):
     """(run folder, printed text) of an uninterrupted run."""
     output = str(tmp_path_factory.mktemp("whole"))
-    code, out, err = train(faces, output)
+    code, out, err = train(faces, output, is_drawn=True)
     assert code == 0, err
     return output, out
 
@@ -65,23 +64,34 @@ def one_image(faces, tmp_path_factory):
 
 
 def test_the_whole_network_trains_from_its_folder_and_from_another(one_image, tmp_path):
+    """VDSR.py is stopped by a signal, train.py trains to its end."""
     processes = []
-    for number, script in enumerate(("VDSR.py", "train.py")):
-        output = tmp_path / str(number)
-        output.mkdir()
-        cwd = MODEL if number == 0 else str(output)
-        flags = [f"--output_dir={output}/output"] if number == 0 else []  # default: ./output
+    for number, (script, flags) in enumerate((
+            ("VDSR.py", [f"--output_dir={tmp_path}/0/output", "--max_steps=1000"]),
+            ("train.py", ["--max_steps=1"]))):  # default of --output_dir: ./output
+        (tmp_path / str(number)).mkdir()
+        cwd = str(tmp_path / "1") if number else MODEL
         processes.append(subprocess.Popen(
             [sys.executable, os.path.relpath(os.path.join(MODEL, script), cwd),
-             f"--input_dir={one_image}"] + ONE_STEP + flags,
+             f"--input_dir={one_image}", "--batch_size=1", "--K=2", "--summary_freq=1",
+             "--threads=1"] + flags,
             cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    for line in processes[0].stdout:
+        if line.startswith("progress"):
+            break
+    processes[0].send_signal(signal.SIGTERM)
     for number, process in enumerate(processes):
         out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        folder = tmp_path / str(number) / "output"
-        assert read(folder, "result.json")["step"] == 1
-        assert variables(folder)["cnn_tower/layer_5/conv/filter"].shape == (5, 5, 80, 256)
-        assert out.splitlines()[-1].startswith("pictures ") and "parameter_count = 756040\n" in out
+        found = variables(tmp_path / str(number) / "output")
+        assert found["cnn_tower/layer_5/conv/filter"].shape == (5, 5, 80, 256)
+        if number == 0:
+            assert process.returncode == 143, err
+            step = int(re.search(r"stopped by a signal after step (\d+)", out).group(1))
+            assert found["global_step"] == step
+        else:
+            assert process.returncode == 0 and found["global_step"] == 1, err
+            assert out.splitlines()[-1].startswith("pictures ")
+            assert "parameter_count = 756040\n" in out
 
 
 @pytest.mark.parametrize("name", ["VDSR", "train", "test"])
@@ -101,7 +111,7 @@ def test_help_of_every_entry_and_an_unknown_flag(name, capsys):
     "--K=0", "--K=-3", "--K=two", "--batch_size=0", "--max_epochs=0", "--learning_rate=0",
     "--learning_rate=nan", "--beta1=1", "--M=0", "--M=43", "--weight_decay=-1", "--mode=eval",
     "--num_gpus=2", "--resume=maybe", "--seed=-1", "--precision_mode=fp16", "--overlay=wrong",
-    "--exact_coordinates=perhaps", "extra"])
+    "--exact_coordinates=perhaps", "--pair_warp=0.6", "extra"])
 def test_wrong_flags_are_refused(flag, capsys):
     with pytest.raises(SystemExit) as ended:
         VDSR.parse_args([flag])
@@ -211,7 +221,7 @@ def test_events_are_readable_and_their_tags_stable(whole):
     assert sorted(tags) == sorted(model_def.LOSS_TERMS + ("images_per_second",))
     assert tags["loss_align"] == [2, 4, 6, 8, 10, 12]
     pictures = tags_of(os.path.join(whole[0], "logs"))
-    assert sorted(pictures) == sorted(f"{name}/image/{number}" for number in range(2) for name in (
+    assert sorted(pictures) == sorted(f"{name}/image/{number}" for number in range(3) for name in (
         "Input", "Deformed", "PredA", "Landmark"))
     assert pictures["PredA/image/0"] == [4, 8, 12]
 
@@ -229,12 +239,11 @@ def test_without_data_stand_in_faces_are_made_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(make_standin_data, "make_standin_data",
                         lambda folder, seed: plain(folder, 6, 2, 2, seed=seed, workers=1))
     monkeypatch.chdir(tmp_path)
-    for steps in (1, 2):
-        code, out, err = program(*SHORT, f"--max_steps={steps}")
-        assert code == 0 and "data: stand-in faces" in out, err
+    code, out, err = program(*SHORT, "--max_steps=1", "--K=1")
+    assert code == 0 and "data: stand-in faces" in out, err
     assert os.path.exists(os.path.join("standin_faces", "STANDIN.txt"))
     result = read("output", "result.json")
-    assert result["data"] == "stand-in faces" and result["step"] == 2 and result["images"] == 8
+    assert result["data"] == "stand-in faces" and result["step"] == 1 and result["images"] == 8
 
 
 def test_a_mistyped_folder_is_refused(tmp_path):
@@ -323,13 +332,13 @@ def test_obs_addresses_are_staged_and_an_interrupted_job_resumes(moxing, monkeyp
 # ---------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("step", [2, 8])  # between two checkpoints, at the end of an epoch
-def test_resume_after_sigterm_is_exact(step, faces, tmp_path, monkeypatch, whole):
-    out = stopped(monkeypatch, step, faces, tmp_path)
-    assert f"stopped by a signal after step {step}: continue with --resume" in out
-    assert not os.path.exists(str(tmp_path / "result.json"))
+def test_resume_after_sigterms_is_exact(faces, tmp_path, monkeypatch, whole):
+    for step in (2, 8):  # between two checkpoints, at the end of an epoch
+        out = stopped(monkeypatch, step, faces, tmp_path)
+        assert f"stopped by a signal after step {step}: continue with --resume" in out
+        assert not os.path.exists(str(tmp_path / "result.json"))
     code, out, err = train(faces, tmp_path, "--resume")
-    assert code == 0 and f"at counter = {step}" in out, err
+    assert code == 0 and "at counter = 8" in out, err
     assert_same_end(tmp_path, whole[0])
 
 
@@ -340,21 +349,6 @@ def test_a_second_signal_interrupts_at_once(faces, tmp_path, monkeypatch, whole)
     code, out, _ = train(faces, tmp_path, "--resume=True")
     assert code == 0 and "at counter = 4" in out
     assert_same_end(tmp_path, whole[0])
-
-
-def test_sigterm_to_the_program_saves_and_exits_143(one_image, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, os.path.join(MODEL, "VDSR.py"), f"--input_dir={one_image}",
-         f"--output_dir={tmp_path}", "--max_steps=1000", "--summary_freq=1"] + ONE_STEP[:2]
-        + ONE_STEP[3:], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("progress"):
-            break
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 143 and "stopped by a signal" in out, err
-    step = int(re.search(r"after step (\d+)", out).group(1))
-    assert variables(tmp_path)["global_step"] == step
 
 
 def test_a_moved_folder_resumes_and_more_steps_continue(faces, tmp_path, whole):
@@ -380,13 +374,17 @@ def test_a_finished_run_run_again_keeps_its_results(faces, tmp_path, whole):
     assert_same_end(tmp_path / "again", whole[0])
 
 
-@pytest.mark.parametrize("name, flag", [
-    ("seed", "--seed=1"), ("batch_size", "--batch_size=2"), ("learning_rate",
-                                                             "--learning_rate=0.01")])
-def test_a_changed_fixed_flag_is_refused_by_name(name, flag, faces, whole):
+def test_a_changed_fixed_flag_is_refused_by_name(faces, whole):
     before = contents(whole[0], ".index", ".jsonl", "config.json", "00001")
-    assert f"started with {name}=" in refused(faces, whole[0], flag)
+    assert "started with learning_rate=0.0001, not 0.01" in refused(faces, whole[0],
+                                                                    "--learning_rate=0.01")
     assert contents(whole[0], ".index", ".jsonl", "config.json", "00001") == before
+    flags = vars(VDSR.parse_args([]))
+    free = {"mode", "input_dir", "image_list", "output_dir", "checkpoint", "num_gpus", "overlay",
+            "max_epochs", "max_steps", "summary_freq", "save_freq", "iterations_per_loop",
+            "resume", "data_url", "train_url", "threads", "precision_mode", "over_dump",
+            "data_dump_flag", "data_dump_step", "profiling"}
+    assert set(flags) - free == set(train_program.FIXED) - {"images", "data"}
 
 
 def test_other_images_are_no_continuation(faces, tmp_path, whole):
@@ -418,9 +416,10 @@ def test_the_last_checkpoint_is_saved_whatever_the_batch(faces, tmp_path):
 
 
 def test_same_seed_same_run_and_other_seed_another(faces, tmp_path, whole):
-    again = trained(faces, tmp_path / "again", "--summary_freq=1")
-    other = variables(trained(faces, tmp_path / "other", "--seed=1"))
-    ours, first = variables(again), variables(whole[0])
+    """However many updates a session.run makes."""
+    ours = variables(trained(faces, tmp_path / "again", "--summary_freq=1", "--max_steps=4"))
+    other = variables(trained(faces, tmp_path / "other", "--seed=1", "--max_steps=2"))
+    first = variables(whole[0], "model-4")
     for name, value in first.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
     for name in first:
@@ -428,8 +427,8 @@ def test_same_seed_same_run_and_other_seed_another(faces, tmp_path, whole):
             assert np.any(other[name] != first[name]), name
 
 
-@pytest.mark.parametrize("flags", [["--cache_images"], ["--exact_coordinates=True"],
-                                   ["--tps_weight=0.01"], ["--scale_size=160", "--crop_size=140"]])
+@pytest.mark.parametrize("flags", [["--cache_images"], [
+    "--exact_coordinates=True", "--tps_weight=0.01", "--scale_size=160", "--crop_size=140"]])
 def test_options_of_the_data_train(flags, faces, tmp_path, whole):
     folder = trained(faces, tmp_path, "--max_steps=4", *flags)
     assert variables(folder)["global_step"] == 4
@@ -464,7 +463,8 @@ def test_a_run_goes_on_in_the_other_tensorflow_and_comes_back(faces, tmp_path):
     ours, theirs = variables(alone), variables(folder)
     assert sorted(ours) == sorted(theirs) and theirs["global_step"] == 8
     for name, value in ours.items():  # Adam turns rounding into steps of about the learning rate
-        np.testing.assert_allclose(theirs[name], value, rtol=0.01, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(theirs[name], value, rtol=0.01, err_msg=name,
+                                   atol=1e-3 + 1e-3 * np.abs(value).max())
     code, out, err = train(faces, folder, "--max_steps=10")
     assert code == 0 and "at counter = 8" in out, err
 
@@ -472,7 +472,7 @@ def test_a_run_goes_on_in_the_other_tensorflow_and_comes_back(faces, tmp_path):
 # ---------------------------------------------------------------- loop
 
 
-def test_the_graph_is_finalised_and_does_not_grow(faces, tmp_path, monkeypatch):
+def test_the_graph_does_not_grow_and_segments_join(faces, tmp_path, monkeypatch, whole):
     plain, sizes = npu_session.Loop.run, []
 
     def run(self, session, count):
@@ -481,13 +481,9 @@ def test_the_graph_is_finalised_and_does_not_grow(faces, tmp_path, monkeypatch):
         return plain(self, session, count)
 
     monkeypatch.setattr(npu_session.Loop, "run", run)
-    trained(faces, tmp_path, "--max_steps=6")
-    assert len(sizes) == 3 and len(set(sizes)) == 1
-
-
-def test_segments_of_the_pipeline_join(faces, tmp_path, monkeypatch, whole):
     monkeypatch.setattr(train_program, "SEGMENT", 3)  # becomes 4: two runs of two updates
     assert_same_end(trained(faces, tmp_path), whole[0])
+    assert len(sizes) == 6 and len(set(sizes)) == 1
 
 
 def test_loop_equals_plain_runs_of_the_step(faces, whole):

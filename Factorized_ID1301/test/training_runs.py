@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import figures
 import model_def
 import npu_session
 import train as train_program
@@ -29,24 +30,36 @@ SHORT = ["--batch_size=4", "--K=3", "--summary_freq=2", "--save_freq=4", "--thre
 @contextlib.contextmanager
 def narrow_network():
     """Within it the network's layers have CHANNELS."""
-    with mock.patch.object(model_def, "CHANNELS", CHANNELS), \
-            mock.patch.object(train_program, "PICTURED", 2):
+    with mock.patch.object(model_def, "CHANNELS", CHANNELS):
         yield
 
 
-def program(*flags, mode="train", is_narrow=True):
+@contextlib.contextmanager
+def no_pictures():
+    """Within it training draws no figures, which take a third of a short run."""
+    with mock.patch.object(train_program, "PICTURED", 2), \
+            mock.patch.object(figures, "contact_sheet"), mock.patch.object(figures, "loss_curves"):
+        yield
+
+
+def program(*flags, mode="train", is_narrow=True, is_drawn=False):
     """(exit code, standard output, standard error) of VDSR.py in this process."""
-    network = narrow_network() if is_narrow else contextlib.ExitStack()
     gc.collect()  # an earlier run's lock goes with its RunFolder
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), network:
+    with contextlib.ExitStack() as stack:
+        for manager in (contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+            stack.enter_context(manager)
+        if is_narrow:
+            stack.enter_context(narrow_network())
+        if not is_drawn and mode == "train":
+            stack.enter_context(no_pictures())
         code = npu_session.run_main(lambda argv: VDSR.main(argv, mode), [str(f) for f in flags])
     return code, out.getvalue(), err.getvalue()
 
 
-def train(data, output, *flags):
+def train(data, output, *flags, **options):
     """program's answer of a short training."""
-    return program(f"--input_dir={data}", f"--output_dir={output}", *SHORT, *flags)
+    return program(f"--input_dir={data}", f"--output_dir={output}", *SHORT, *flags, **options)
 
 
 def trained(data, output, *flags):
