@@ -118,6 +118,16 @@ def test_trained_run_gives_its_stored_samples_again(tmp_path):
                      OTHER_TENSORFLOW)
 
 
+def test_checkpoints_may_lie_elsewhere(exported, tmp_path):
+    shutil.copytree(exported, str(tmp_path / "run"))
+    shutil.move(str(tmp_path / "run" / "ckpt"), str(tmp_path / "checkpoints"))
+    export.main([f"--output_dir={tmp_path / 'run'}", f"--ckpt_dir={tmp_path / 'checkpoints'}",
+                 f"--export_dir={tmp_path / 'out'}", "--component=1"])
+    with open(pb(exported, 1), "rb") as first, open(
+            str(tmp_path / "out" / "generator_01.pb"), "rb") as second:
+        assert first.read() == second.read()
+
+
 def test_difference_above_the_tolerance_fails_and_keeps_the_earlier_pb(
         made, tmp_path, monkeypatch):
     path = tmp_path / "generator.pb"

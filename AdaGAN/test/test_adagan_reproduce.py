@@ -8,6 +8,7 @@ import csv
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -260,7 +261,8 @@ def test_a_run_that_fails_stops_the_others_and_is_named(stand_in, tmp_path, caps
     assert not os.path.exists(str(output / "result.json"))
     stand_in()
     assert run(output, *flags) == 0
-    assert "1 of 4 runs are complete already" in capsys.readouterr().out
+    # The third may have ended before it was stopped.
+    assert re.search("^[12] of 4 runs are complete already", capsys.readouterr().out, re.M)
 
 
 def test_a_signal_ends_waiting_programs(stand_in, tmp_path, monkeypatch):

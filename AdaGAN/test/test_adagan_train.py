@@ -403,6 +403,15 @@ def test_more_steps_continue_and_a_moved_folder_resumes(tmp_path, whole):
     assert_same_end(tmp_path / "there", whole[0])
 
 
+def test_checkpoints_may_lie_elsewhere(tmp_path, whole):
+    folder, elsewhere = tmp_path / "run", tmp_path / "checkpoints"
+    trained(folder, "--steps=1", f"--ckpt_dir={elsewhere}")
+    assert os.path.isfile(str(elsewhere / "component-00.index"))
+    assert not os.path.exists(ckpt(folder))
+    trained(folder, "--resume", f"--ckpt_dir={elsewhere}")
+    assert records(folder) == records(whole[0])
+
+
 def test_a_finished_run_run_again_says_so_and_keeps_its_results(tmp_path, whole):
     shutil.copytree(whole[0], str(tmp_path / "again"))
     code, out, err = train(tmp_path / "again")

@@ -35,51 +35,37 @@ def write_start(path, modalities, seed):
 def run(tmp_path_factory):
     """What the two programs computed from the golden start and data, as a namespace."""
     golden, seed = golden_rules.load("pipeline"), golden_rules.find_seed()
-    content = golden_rules.PIPELINE_DATA(seed)
-    data = training_runs.write_mat(tmp_path_factory.mktemp("data"), content, "pipeline")
+    data = training_runs.write_mat(tmp_path_factory.mktemp("data"),
+                                   golden_rules.PIPELINE_DATA(seed), "pipeline")
     output = str(tmp_path_factory.mktemp("run"))
     write_start(os.path.join(output, "models", "mymodel.ckpt"), len(golden["mat_colsum"]), seed)
-    common = ["--mat=pipeline", "--steps_per_call=5"]
+    common = ["--mat=pipeline", "--steps_per_call=1"]
+    steps = len(golden["aff_cost"])
+    found = types.SimpleNamespace(output=output, thetas=[])
+    costs, plain = [], npu_session.Loop.run
+
+    def recording_run(self, session, count):
+        values = plain(self, session, count)
+        costs.append(values[0, 0])
+        for variable in tf.global_variables():
+            if variable.op.name == "theta_before":
+                found.thetas.append(session.run(variable))
+        return values
+
     with pytest.MonkeyPatch.context() as patch:
-        terms, thetas, affinities = [], [], []
-        plain_run, plain_cluster = npu_session.Loop.run, affinity_fusion.cluster
-
-        def recording_run(self, session, count):
-            values = plain_run(self, session, count)
-            terms.extend(values[:, 0])
-            return values
-
-        def recording_cluster(args, theta, number):
-            labels, affinity = plain_cluster(args, theta, number)
-            thetas.append(theta)
-            affinities.append((affinity, labels))
-            return labels, affinity
-
         patch.setattr(npu_session.Loop, "run", recording_run)
-        patch.setattr(affinity_fusion, "cluster", recording_cluster)
-        printed = succeeded(training_runs.pretrain(
+        found.printed = succeeded(training_runs.pretrain(
             data, output, *common, f"--epoch={len(golden['pre_cost'])}", "--log_every=1",
             "--save_coef"))
-        found = types.SimpleNamespace(
-            output=output, printed=printed, pre_cost=list(terms),
-            pre_variables=variables(pretrain_folder(output)))
-        for name, folder, schedule in (
-                ("ten", copied(output, tmp_path_factory.mktemp("ten")), (10, 1, 9)),
-                ("all", output, (len(golden["aff_cost"]), len(golden["aff_cost"]), 1))):
-            del terms[:], thetas[:], affinities[:]
-            found.clustered = succeeded(training_runs.cluster(data, folder, *common, *(
-                f"--{flag}={value}" for flag, value in zip(
-                    ("affinity_steps", "eval_from", "eval_every"), schedule))))
-            setattr(found, name, types.SimpleNamespace(
-                costs=list(terms), thetas=list(thetas), affinities=list(affinities)))
-        found.aff_variables = variables(affinity_folder(output))
+        found.pre_cost, costs[:] = list(costs), []
+        found.pre_variables = variables(pretrain_folder(output))
+        found.clustered = succeeded(training_runs.cluster(
+            data, output, *common, f"--affinity_steps={steps}", f"--eval_from={steps}"))
+    found.aff_cost = costs
+    found.aff_variables = variables(affinity_folder(output))
+    with np.load(os.path.join(affinity_folder(output), "results.npz")) as arrays:
+        found.labels = arrays["labels"]
     return found
-
-
-def copied(output, folder):
-    """`folder` as str, with the weights of `output`."""
-    os.symlink(os.path.join(output, "models"), os.path.join(str(folder), "models"))
-    return str(folder)
 
 
 def close(ours, golden):
@@ -109,10 +95,10 @@ def test_golden_variables_after_pretraining(run):
 
 def test_golden_costs_and_coefficients_of_the_affinity_stage(run):
     golden = golden_rules.load("pipeline")
-    np.testing.assert_allclose(run.all.costs, golden["aff_cost"], rtol=TRAJECTORY)
-    for ours, step in ((run.ten.thetas[0], 1), (run.ten.thetas[1], 10), (run.all.thetas[0], 30)):
-        close(ours, golden[f"aff_Coef_ret{step}"])
-        assert not np.diag(ours).any()
+    np.testing.assert_allclose(run.aff_cost, golden["aff_cost"], rtol=TRAJECTORY)
+    for step in (1, 10, 30):
+        close(run.thetas[step - 1], golden[f"aff_Coef_ret{step}"])
+        assert not np.diag(run.thetas[step - 1]).any()
 
 
 def test_golden_variables_after_the_affinity_stage(run):
@@ -139,10 +125,9 @@ def test_golden_clustering_of_the_golden_coefficients():
 def test_golden_labels_and_scores_of_the_run(run):
     golden = golden_rules.load("pipeline")
     truth = np.repeat(np.arange(1, 4), 8)
-    labels = run.all.affinities[0][1]
-    assert metrics.adjusted_rand_index(golden["aff_labels"], labels) == 1
+    assert metrics.adjusted_rand_index(golden["aff_labels"], run.labels) == 1
     miss, ascend, accuracy, nmi, ari = golden["aff_errs"]
-    np.testing.assert_allclose(metrics.scores(truth, labels), [accuracy, nmi, ari], rtol=1e-6)
+    np.testing.assert_allclose(metrics.scores(truth, run.labels), [accuracy, nmi, ari], rtol=1e-6)
     assert ascend == pytest.approx((1 + accuracy) / 2) and miss == pytest.approx(1 - ascend)
     assert f"accuracy: {100 * accuracy:.2f}%" in run.clustered
     result = training_runs.read(affinity_folder(run.output), "result.json")
