@@ -8,8 +8,6 @@ import importlib
 import os
 import sys
 
-import tensorflow.compat.v1 as tf
-
 import npu_session
 from data_input import SMALLEST_FRAME
 from npu_session import InputError
@@ -69,7 +67,7 @@ def parse_args(argv=None, mode="train"):
              "reference's style (1.52 times too far from the centre), or none")
     parser.set_defaults(seed=1234)
     args = parser.parse_args(argv)
-    check(args)
+    check_sizes(args)
     if args.mode == "train":
         args.K = args.K or DEFAULT_K
     return args
@@ -107,14 +105,6 @@ def add_training_flags(group):
         help="updates between checkpoints; 0: only the last")
     add("--iterations_per_loop", type=POSITIVE_INT,
         help="updates per session.run on the NPU; default: the most that fit the flags above")
-
-
-def check(args):
-    """InputError for flags that contradict each other, before anything is computed."""
-    check_sizes(args)
-    if args.conv_dtype == "bfloat16" and tf.__version__.startswith("1."):
-        raise InputError("--conv_dtype=bfloat16 needs TensorFlow 2.x on a CPU; this is "
-                         + tf.__version__)
 
 
 def check_sizes(args):

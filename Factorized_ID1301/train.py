@@ -217,10 +217,24 @@ def chosen(paths, list_path, part=landmark_lists.TRAINING):
     return kept
 
 
+def check_convolutions(args):
+    """InputError unless this TensorFlow convolves what --conv_dtype asks for."""
+    with tf.Graph().as_default(), data_input.host_session(args) as session:
+        x = tf.ones([1, 8, 8, 4], tf.as_dtype(args.conv_dtype))
+        try:
+            session.run(tf.gradients(tf.nn.conv2d(x, x[:, :5, :5, :, None][0], [1, 1, 1, 1],
+                                                  "VALID"), x))
+        except tf.errors.OpError:
+            raise InputError(f"--conv_dtype={args.conv_dtype}: TensorFlow {tf.__version__} has no "
+                             "such convolutions for this device; leave the flag out") from None
+
+
 def run(args):
     """Trains or resumes; returns the exit code."""
     if npu_session.rank() or npu_session.size() > 1:
         raise InputError(f"RANK_SIZE={npu_session.size()}: this model trains in one process")
+    if args.conv_dtype != "float32":
+        check_convolutions(args)
     paths = find_data(args)
     order = data_input.BatchOrder(len(paths), args.batch_size, args.seed)
     plan = schedule(args, order.per_epoch)
