@@ -48,16 +48,21 @@ class Mixture:
 
     def save_component(self, folder):
         """Writes samplesNN.npy of the last component."""
-        content = io.BytesIO()  # np.save into a file says nothing when the disk is full
-        np.save(content, self.components[-1])
         path = os.path.join(folder, SAMPLES.format(len(self.components) - 1))
-        with npu_session.replacing(path, "wb") as file:
-            file.write(content.getvalue())
+        write_array(path, self.components[-1])
 
     def save_weights(self, folder):
         """Writes mixture.json, by which `load` knows the components."""
         npu_session.write_json(os.path.join(folder, FILE), {
             "betas": self.betas, "weights": self.weights.tolist()})
+
+
+def write_array(path, array):
+    """Writes an array as .npy, whole or not at all. Raises OSError when it cannot."""
+    content = io.BytesIO()  # np.save into a file says nothing when the disk is full
+    np.save(content, array)
+    with npu_session.replacing(path, "wb") as file:
+        file.write(content.getvalue())
 
 
 def load(folder, count=None):

@@ -75,8 +75,7 @@ def write_samples(path, samples):
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     if path.endswith(".npy"):
-        with npu_session.replacing(path, "wb") as file:
-            np.save(file, samples)
+        mixture.write_array(path, samples)
     else:
         head = ",".join(f"x{axis}" for axis in range(samples.shape[1]))
         with npu_session.replacing(path) as file:  # 9 digits: float32 numbers are kept exactly

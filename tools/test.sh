@@ -9,9 +9,10 @@ usage() {
 usage: tools/test.sh [MODEL...] [-- pytest arguments]
 
 Makes .venv (Python 3.9 to 3.13, TF 2.x) and .venv-tf115 (Python 3.7, TF 1.15) in the repository if
-needed, checks the shared copies (tools/sync), the style (ruff) and that Python 3.7 can read the
-sources, then runs the tests of every model directory and of tools/ under both. All legs run even
-if one fails; the last line sums them up, and the exit code is 1 if anything failed.
+needed, checks the shared copies (tools/sync), the style (ruff), that Python 3.7 can read the
+sources and that the ModelZoo can take them (tools/check_submission), then runs the tests of every
+model directory and of tools/ under both. All legs run even if one fails; the last line sums them
+up, and the exit code is 1 if anything failed.
   MODEL      only these: $(models | paste -sd' ' -) tools
   --         what follows goes to pytest, for example: tools/test.sh CSGM -- -k golden
 
@@ -88,7 +89,8 @@ style() {
   local folders
   mapfile -t folders < <(source_folders)
   cd "$repo"
-  "$1/bin/ruff" check --no-cache --config ruff.toml "${folders[@]}" tools/sync
+  "$1/bin/ruff" check --no-cache --config ruff.toml "${folders[@]}" tools/sync \
+    tools/check_submission
 }
 
 syntax() { # bytecode goes to the __pycache__ folders, as by an import
@@ -115,6 +117,7 @@ tf2_chain() {
   grep -q '^environment-tf2 1 ' "$results/$chain.table" || return 0
   check_leg copies "$environment/bin/python" "$repo/tools/sync"
   check_leg style style "$environment"
+  check_leg submission "$environment/bin/python" "$repo/tools/check_submission"
   test_legs "$environment" tf2
 }
 

@@ -206,7 +206,8 @@ def test_ci_run_calls_test_sh_with_ci_set(copy):
     assert process.stdout == "CI is true, arguments: CSGM\n"
 
 
-@pytest.mark.parametrize("name", ["tools/run.sh", "tools/test.sh", "tools/sync", ".ci/run"])
+@pytest.mark.parametrize("name", ["tools/run.sh", "tools/test.sh", "tools/sync",
+                                  "tools/check_submission", ".ci/run"])
 def test_commands_are_executable(name):
     assert os.access(str(ROOT / name), os.X_OK)
 

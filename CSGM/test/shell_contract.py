@@ -1,4 +1,4 @@
-"""What the ModelZoo scripts of every model must do, run with a stub in place of Python.
+"""What the ModelZoo and ModelArts scripts of every model must do, with a stub for Python.
 
 The stub writes down its arguments and environment and prints log lines of the trainer's shapes, so
 these tests take no training. The scripts are copied into a folder with a blank in its name.
@@ -7,18 +7,22 @@ The master is tools/shell_contract.py; tools/sync copies it byte for byte into e
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import collections
+import importlib.util
 import os
 import platform
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ["train_full_1p.sh", "train_performance_1p.sh"]
+ENTRIES = ["modelarts_entry_acc.py", "modelarts_entry_perf.py"]  # in the order of SCRIPTS
 COMMON_FLAGS = ["data_path", "output_path", "resume", "seed", "precision_mode", "over_dump",
                 "data_dump_flag", "data_dump_step", "profiling"]
 STUB = r"""#!/bin/bash
@@ -302,3 +306,92 @@ def test_signal_reaches_the_trainer_and_its_code_comes_back(bench, number, code,
     assert process.returncode == code
     assert word in (bench.output() / "train_0.log").read_text()
     assert not files_with_results(bench.output())
+
+
+# ---------------------------------------------------------------- ModelArts
+
+
+class Moxing:
+    """moxing.file over a local folder in place of obs://bucket."""
+
+    def __init__(self, bucket):
+        self.bucket = bucket
+
+    def _local(self, address):
+        return Path(address.replace("obs://bucket", str(self.bucket)))
+
+    def exists(self, address):
+        return self._local(address).exists()
+
+    def copy_parallel(self, source, target):
+        source, target = self._local(source), self._local(target)
+        for path in source.rglob("*"):
+            if path.is_file():
+                place = target / path.relative_to(source)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(str(path), str(place))
+
+
+@pytest.fixture
+def enter(bench, monkeypatch, capfd):
+    """Function (entry, *flags, mode) -> (exit code, standard output and error) of a start file."""
+    def run(entry, *flags, mode="good"):
+        spec = importlib.util.spec_from_file_location(entry[:-3], str(HERE.parent / entry))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(module, "HERE", str(bench.model))
+        monkeypatch.setattr(sys, "argv", [entry])
+        for name, value in dict(bench.environment, STUB_MODE=mode).items():
+            monkeypatch.setenv(name, value)
+        for name in ("ASCEND_DEVICE_ID", "RANK_SIZE", "RANK_ID", "JOB_ID"):
+            monkeypatch.delenv(name, raising=False)
+        code = module.npu_session.run_main(module.main, list(flags))
+        return code, "".join(capfd.readouterr())
+
+    plain = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    path = list(sys.path)
+    yield run
+    sys.path[:] = path
+    for number, handler in plain.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("entry, script", list(zip(ENTRIES, SCRIPTS)))
+def test_modelarts_entry_runs_its_script_on_its_folders(bench, enter, entry, script):
+    results = bench.folder / "the results"
+    code, printed = enter(entry, f"--data_url={bench.data}", f"--train_url={results}", "--seed=5",
+                          "--num_gpus=1", "--no_such_flag=2")
+    assert code == 0, printed
+    for flag in ("--num_gpus=1", "--no_such_flag=2"):
+        assert f"[CANN-Modelzoo] {flag} is not a flag of {script}: passed over" in printed
+    arguments = bench.arguments()
+    assert "--seed=5" in arguments and "--resume=auto" in arguments
+    assert not any("num_gpus" in argument for argument in arguments)
+    assert any(str(results) in argument for argument in arguments)
+    assert any(str(bench.data) in argument for argument in arguments) == bench.job.needs_data
+    key_file = results / "modelzoo" / (bench.case(script) + ".log")
+    assert key_file.read_text() == (bench.output() / key_file.name).read_text()
+
+
+def test_modelarts_entry_keeps_the_exit_code_and_the_log(bench, enter):
+    results = bench.folder / "results"
+    code, printed = enter(ENTRIES[0], f"--data_url={bench.data}", f"--train_url={results}",
+                          mode="bad")
+    assert code == 7 and "ended with exit code 7" in printed
+    assert "line 30" in (results / "modelzoo" / "train_0.log").read_text()
+    assert not files_with_results(results)
+
+
+def test_modelarts_entry_copies_from_and_to_the_bucket(bench, enter, monkeypatch):
+    (bench.folder / "bucket" / "data").mkdir(parents=True)
+    (bench.folder / "bucket" / "data" / "one").write_text("1")
+    addresses = ["--data_url=obs://bucket/data", "--train_url=obs://bucket/job"]
+    monkeypatch.setitem(sys.modules, "moxing", None)  # not installed
+    code, printed = enter(ENTRIES[0], *addresses)
+    assert code == 2 and "needs the package moxing" in printed
+    assert not (bench.folder / "arguments").exists()
+    monkeypatch.setitem(sys.modules, "moxing",
+                        types.SimpleNamespace(file=Moxing(bench.folder / "bucket")))
+    assert enter(ENTRIES[0], *addresses)[0] == 0
+    assert bench.arguments()
+    assert (bench.folder / "bucket" / "job" / "modelzoo" / (bench.case() + ".log")).exists()
