@@ -254,7 +254,8 @@ def run_session(args, data, graph, folder, restored):
         if step == 0:
             checkpoints.load(session, restored)
             print("model restored", flush=True)
-        history = results.LabelHistory(folder.folder, step)
+        history = results.LabelHistory(
+            folder.folder, [record["step"] for record in folder.records()])
         code, step = train(args, data, folder, history, session, graph, saver, step)
         if code:
             print(f"stopped by a signal after step {step}: continue with --resume")
@@ -273,33 +274,34 @@ def finish(args, data, folder, history, theta, originals, reconstructed):
       history: results.LabelHistory. theta: float32 [N, N] that the last step's labels are of.
       originals, reconstructed: lists of M float32 [n, 32, 32, 1].
     """
-    records = [record for record in folder.records() if "label_change" in record]
-    last, chosen = max(history.labels), history.most_typical()
-    labels = history.labels[last]
-    results.write(folder.folder, theta, labels, history.labels[chosen], data, records)
+    records, last, chosen = folder.records(), max(history.labels), history.most_typical()
+    labels, label_free = history.labels[last], history.labels[chosen]
+    results.write(folder.folder, theta, labels, label_free, data, records)
     draw(args, data, folder.folder, records, theta, labels, chosen, originals, reconstructed)
-    found = collections.OrderedDict([
-        (f"last step {last}", labels),
-        (f"label-free choice, step {chosen}", history.labels[chosen]),
-        (f"last step {last} without post-processing", cluster_plainly(args, theta))])
-    found = collections.OrderedDict((name, metrics.scores(data.labels, found[name]))
-                                    for name in found)
-    weights = network.spread(args.self_expression_weights, len(data.images))
-    raw = {baseline.name: baseline.scores for baseline in baselines.compare(
-        data.images, data.clusters, data.labels, weights, data.names)}
-    if data.labels is not None:
-        print(f"Max ACC: {100 * max(record['accuracy'] for record in records):.2f}%")
-    for name, scores in found.items():
-        print(results.sentence(name, scores))
-    for name, scores in raw.items():
-        print(results.sentence(f"raw pixels, {name}", scores))
+    scores, free_scores, plain_scores = (metrics.scores(data.labels, found) for found in (
+        labels, label_free, cluster_plainly(args, theta)))
+    best = None if data.labels is None else max(record["accuracy"] for record in records)
+    if best is not None:
+        print(f"Max ACC: {100 * best:.2f}%")
+    print(results.sentence(f"last step {last}", scores))
+    print(results.sentence(f"label-free choice, step {chosen}", free_scores))
+    print(results.sentence(f"last step {last} without post-processing", plain_scores))
+    raw = compare_raw_pixels(args, data)
     print(f"data: {data.name}; results, pictures and records are in {folder.folder}")
-    scores, label_free, plain = (dict(scores._asdict()) for scores in found.values())
-    folder.finish(data=data.name, step=last, seed=args.seed, clusters=data.clusters,
-                  samples=len(labels), fusion=args.fusion, label_free=label_free,
-                  label_free_step=chosen, without_post_processing=plain,
-                  max_accuracy=max(record.get("accuracy", 0.0) for record in records) or None,
-                  raw_pixels={name: dict(raw[name]._asdict()) for name in raw}, **scores)
+    folder.finish(data=data.name, standin=data.is_standin, step=last, seed=args.seed,
+                  clusters=data.clusters, samples=len(labels), fusion=args.fusion,
+                  max_accuracy=best, label_free_step=chosen, label_free=free_scores._asdict(),
+                  without_post_processing=plain_scores._asdict(), raw_pixels=raw,
+                  **scores._asdict())
+
+
+def compare_raw_pixels(args, data):
+    """Prints and returns the scores of the raw pixels: {modality: {score: value}}."""
+    weights, raw = network.spread(args.self_expression_weights, len(data.images)), {}
+    for baseline in baselines.compare(data.images, data.clusters, data.labels, weights, data.names):
+        print(results.sentence(f"raw pixels, {baseline.name}", baseline.scores), flush=True)
+        raw[baseline.name] = baseline.scores._asdict()
+    return raw
 
 
 def draw(args, data, folder, records, theta, labels, chosen, originals, reconstructed):

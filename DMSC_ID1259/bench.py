@@ -35,7 +35,8 @@ POWER = 8
 def parse_args(argv=None):
     """Flags of the benchmark."""
     parser = npu_session.argument_parser(__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["training", "evaluation", "both"], default="both")
+    parser.add_argument("--part", choices=["training", "evaluation", "both"], default="both",
+                        help="a training step of stage 2, an evaluation (stage 3), or both")
     parser.add_argument("--subjects", type=POSITIVE_INT, default=10, help="faces, K")
     parser.add_argument("--images", type=POSITIVE_INT, default=64, help="of each; N = K x images")
     parser.add_argument("--repeats", type=POSITIVE_INT, default=20,

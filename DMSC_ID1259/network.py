@@ -15,7 +15,6 @@ import npu_session
 
 SIDE = 32  # pixels
 KERNELS, STRIDES, CHANNELS = (5, 3, 3), (2, 1, 2), (10, 20, 30)
-CODE_SIDE = 8
 SIZES = (16, 16, 16, 8)  # side of the maps before (packed) and after each layer of the encoder
 COEF_START = 1e-4
 RECONSTRUCTION_WEIGHTS = (0.6, 0.1)  # of modality 0 and of each other; from the reference

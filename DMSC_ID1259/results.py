@@ -20,22 +20,19 @@ class LabelHistory:
 
     Args:
       folder: run folder.
-      step: forget evaluations after it, which a resumed run makes again.
+      steps: of the evaluations to keep; a resumed run makes later ones again.
     Raises:
-      InputError: the file is damaged.
+      InputError: the file is missing or damaged, or lacks one of these steps.
     """
 
-    def __init__(self, folder, step):
+    def __init__(self, folder, steps):
         self.path = os.path.join(folder, HISTORY)
-        self.labels = {}  # step -> int [N], 1..K
-        if step and os.path.exists(self.path):
-            try:
-                with np.load(self.path) as arrays:
-                    self.labels = {int(number): labels for number, labels in
-                                   zip(arrays["steps"], arrays["labels"]) if number <= step}
-            except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-                raise InputError(f"{self.path} is damaged ({error}): start anew in another "
-                                 "folder") from None
+        try:
+            found = read_history(self.path) if steps else {}
+            self.labels = {step: found[step] for step in steps}  # int [N], 1..K
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{self.path} is damaged, or is not of this run's metrics.jsonl "
+                             f"({error}): start anew in another folder") from None
 
     def add(self, step, labels):
         """Appends an evaluation; returns 1 - ARI between its labels and those before it."""
@@ -54,6 +51,12 @@ class LabelHistory:
                 agreement[row, column] = agreement[column, row] = metrics.adjusted_rand_index(
                     self.labels[steps[row]], self.labels[steps[column]])
         return steps[int(np.argmax(agreement.sum(axis=0)))]
+
+
+def read_history(path):
+    """{step: labels int [N]} of a file of LabelHistory."""
+    with np.load(path) as arrays:
+        return dict(zip(arrays["steps"].tolist(), arrays["labels"]))
 
 
 def write_npz(path, content):

@@ -15,6 +15,7 @@ from utils.warp import MAP_SIZE, PAIR_WARP
 
 DEFAULT_OUTPUT = "./output"
 DEFAULT_K = 8
+CONV_DTYPES = ("float32", "bfloat16")
 OVERLAYS = ("correct", "reference", "none")
 
 
@@ -80,6 +81,8 @@ def add_training_flags(group):
     add("--max_epochs", type=POSITIVE_INT, default=200, help="epochs in all")
     add("--max_steps", type=POSITIVE_INT, help="stop after this many updates")
     add("--learning_rate", type=POSITIVE, default=0.0001, help="of Adam")
+    add("--lower_rate_after", type=POSITIVE_INT,
+        help="updates after which the learning rate is a tenth; default: never")
     add("--beta1", type=BELOW_ONE, default=0.5, help="of Adam")
     add("--align_weight", type=WEIGHT, default=1.0, help="of the alignment loss")
     add("--diversity_weight", type=WEIGHT, default=500.0, help="of the diversity loss")
@@ -93,7 +96,7 @@ def add_training_flags(group):
     add("--exact_coordinates", type=npu_session.boolean, nargs="?", const=True, default=False,
         metavar="True|False", help="align where the warp really takes the pixels, instead of by "
                                    "the reference's approximate geometry")
-    add("--conv_dtype", choices=["float32", "bfloat16"], default="float32",
+    add("--conv_dtype", choices=CONV_DTYPES, default="float32",
         help="of the convolutions' operands in training; bfloat16 is three times as fast on CPUs "
              "that multiply it in hardware (AMX), with TensorFlow 2.x")
     add("--cache_images", type=npu_session.boolean, nargs="?", const=True, default=False,

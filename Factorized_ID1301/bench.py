@@ -22,6 +22,7 @@ import npu_session
 import train
 import VDSR
 from make_standin_data import make_standin_data
+from utils import ThinPlateSplineB as spline
 from utils import warp
 from VDSR import POSITIVE_INT
 
@@ -194,11 +195,45 @@ def reference_maps(scores):
     return tf.reshape(flat, [-1, warp.MAP_SIZE, warp.MAP_SIZE, count])
 
 
+def reference_warp(images, T):
+    """The spline at every pixel, then four gathers of clipped neighbours and their products.
+
+    Args:
+      images: float32 [B, n, n, C]. T: float32 [B, 2, 7].
+    Returns:
+      float32 [B, n, n, C].
+    """
+    batch, side, channels = tf.shape(images)[0], *images.shape.as_list()[2:]
+    line = tf.linspace(-1.0, 1.0, side)
+    x, y = tf.tile(line[None], [1, side]), tf.reshape(tf.tile(line[:, None], [1, side]), [1, -1])
+    points = tf.constant(warp.CORNERS)
+    rows = tf.concat([tf.ones_like(x), x, y, spline.radial(
+        tf.square(x - points[:, :1]) + tf.square(y - points[:, 1:]))], 0)  # [7, n * n]
+    source = tf.matmul(T, tf.tile(rows[None], [batch, 1, 1]))
+    x, y = ((part + 1.0) * side / 2.0 for part in tf.unstack(source, axis=1))
+    left, right, top, bottom = (tf.clip_by_value(v, 0, side - 1) for v in (
+        tf.floor(x), tf.floor(x) + 1, tf.floor(y), tf.floor(y) + 1))
+    pixels, first = tf.reshape(images, [-1, channels]), tf.range(batch)[:, None] * side ** 2
+
+    def neighbour(column, row, weight):
+        place = first + tf.cast(row * side + column, tf.int32)
+        return weight[:, :, None] * tf.gather(pixels, place)
+
+    upper = (neighbour(left, top, (right - x) * (bottom - y))
+             + neighbour(right, top, (x - left) * (bottom - y)))
+    lower = (neighbour(left, bottom, (right - x) * (y - top))
+             + neighbour(right, bottom, (x - left) * (y - top)))
+    return tf.reshape(upper + lower, tf.shape(images))
+
+
 def reference_alignment(maps_a, maps_b, T):
     """L_align in its expanded form: index planes repeated K times and warped by the full spline."""
     planes = [tf.tile(plane[None, :, :, None], [tf.shape(T)[0], 1, 1, maps_a.shape[3]])
               for plane in tf.unstack(warp.cells(), axis=2)]
-    moved = [warp.feature_warping2(plane, T, warp.PADDING, is_affine=False) for plane in planes]
+    edge = warp.PADDING
+    around = [[0, 0], [edge, edge], [edge, edge], [0, 0]]
+    moved = [reference_warp(tf.pad(plane, around), T)[:, edge:-edge, edge:-edge]
+             for plane in planes]
     squares = [sum(tf.square(plane) for plane in part) for part in (planes, moved)]
     spread = sum(tf.reduce_sum(square * maps, [1, 2])
                  for square, maps in zip(squares, (maps_a, maps_b)))
@@ -334,8 +369,8 @@ def sequential_input(args, paths):
     def pair(number, path):
         first, second = data_input.draw_warps(1, number, prepared)
         frame = data_input.read_frame(path, prepared.scale_size)[None]
-        moved = warp.image_warping2(frame, first, is_affine=False)
-        deformed = warp.image_warping2(moved, second, is_affine=False)
+        moved = reference_warp(frame, first)
+        deformed = reference_warp(moved, second)
         return data_input.cut(moved)[0], data_input.cut(deformed)[0], second[0]
 
     def build():

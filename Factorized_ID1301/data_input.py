@@ -14,12 +14,12 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 import npu_session
+from landmark_lists import IMAGE_FOLDERS
 from npu_session import InputError
 from utils import warp
 from utils.warp import CUT_START, INPUT_SIZE
 
 ENDINGS = (".jpg", ".jpeg", ".png")
-SUBFOLDERS = ("data10w", "img_align_celeba", "img_align")  # where the images may lie instead
 SMALLEST_FRAME = CUT_START + INPUT_SIZE
 PREFETCHED = 4  # batches
 
@@ -32,14 +32,15 @@ Pipeline = collections.namedtuple("Pipeline", "initializer next_batch feed")
 
 
 def find_images(folder):
-    """Paths of a folder's images, or of its data10w's, sorted by number if all names are numbers.
+    """Paths of the images in a folder, or in the first of landmark_lists.IMAGE_FOLDERS below it
+    that has any, sorted by number if all names are numbers.
 
     Raises:
       InputError: there is no such folder, or no image in it.
     """
     if not os.path.isdir(folder):
         raise InputError(f"there is no folder {folder}: give the folder of images with --input_dir")
-    for place in [folder] + [os.path.join(folder, name) for name in SUBFOLDERS]:
+    for place in (os.path.join(folder, name) for name in IMAGE_FOLDERS):
         names = [name for name in (os.listdir(place) if os.path.isdir(place) else [])
                  if name.lower().endswith(ENDINGS) and not name.startswith(".")]
         if names:
@@ -48,7 +49,7 @@ def find_images(folder):
             names.sort(key=lambda name: (int(stems[name]), name) if numeric else name)
             return [os.path.join(place, name) for name in names]
     raise InputError(f"{folder} holds no images: expected {', '.join(ENDINGS)} in it or in "
-                     f"{' or '.join(SUBFOLDERS)} below it")
+                     f"{', '.join(filter(None, IMAGE_FOLDERS))} below it")
 
 
 class BatchOrder:

@@ -60,8 +60,9 @@ def add_data_flags(parser):
     add("--data_path", help="folder with the lists and, below it, the images; default "
                             f"{make_standin_data.DEFAULT_FOLDER}, filled with stand-in faces if it "
                             "does not exist")
-    add("--image_dir", help="folder of the images; default: data10w, img_align or "
-                            "img_align_celeba in the data folder, wherever an image is")
+    add("--image_dir", help="folder of the images; default: the data folder or one of "
+                            + ", ".join(filter(None, landmark_lists.IMAGE_FOLDERS))
+                            + " in it, wherever an image is")
     add("--landmark_list", help="annotated points in CelebA's format; default "
                                 f"{landmark_lists.LANDMARK_FILE} in the data folder")
     add("--train_list", help="names of the images to fit on; default training.txt in the data "

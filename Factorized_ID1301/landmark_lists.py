@@ -19,7 +19,7 @@ LANDMARK_FILE, PARTITION_FILE = "list_landmarks_align_celeba.txt", "list_eval_pa
 TRAINING_FILE, TESTING_FILE = "training.txt", "testing.txt"  # MAFL's two lists of names
 STANDIN_NOTE = "STANDIN.txt"  # lies beside generated files and marks them as not being CelebA
 LIST_FOLDERS = ("", "Anno", "Eval", "MAFL")  # below the data folder, as CelebA is distributed
-IMAGE_FOLDERS = ("img_align_celeba", "Img/img_align_celeba", "img_align", "data10w", "")
+IMAGE_FOLDERS = ("", "data10w", "img_align_celeba", "Img/img_align_celeba", "img_align")
 TRAINING, TESTING = 0, 2  # numbers in PARTITION_FILE; 1 is validation
 
 Landmarks = collections.namedtuple("Landmarks", "names points")  # [str], float64 [N, 5, 2]

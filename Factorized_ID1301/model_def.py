@@ -216,22 +216,30 @@ def losses(scores, positions, layers, args):
     return Losses(align, both, decay, total, spread, distance)
 
 
+def learning_rate(step, args):
+    """Adam's rate in an update: args.learning_rate, a tenth of it after args.lower_rate_after."""
+    if args.lower_rate_after is None:
+        return args.learning_rate
+    return args.learning_rate * tf.where(step < args.lower_rate_after, 1.0, 0.1)
+
+
 def train_step(images, deformed, positions, layers, args):
     """One Adam update (beta2 0.999, epsilon 1e-8) on one batch of pairs.
 
     Args:
       images, deformed: float32 [B, 128, 128, 3] in [-1, 1].
       positions, layers: see losses.
-      args: those of losses, and learning_rate, beta1, conv_dtype.
+      args: those of losses and learning_rate, and beta1, conv_dtype.
     Returns:
       TrainStep; loss_terms float32 [6] are LOSS_TERMS on this batch, before the update.
     """
     network = towers(images, deformed, layers, tf.as_dtype(args.conv_dtype))
     terms = losses(network.scores, positions, layers, args)
+    step = tf.train.get_or_create_global_step()
     with tf.name_scope("train/"):  # gives Adam's powers of beta the reference's names
         optimizer = npu_session.wrap_optimizer(
-            tf.train.AdamOptimizer(args.learning_rate, args.beta1))
-        update = optimizer.minimize(terms.total, tf.train.get_or_create_global_step())
+            tf.train.AdamOptimizer(learning_rate(step, args), args.beta1))
+        update = optimizer.minimize(terms.total, step)
     values = tf.stack([terms.align, terms.diversity, terms.decay, terms.total, terms.spread,
                        terms.distance])
     return TrainStep(tf.group(update, *network.updates), values)

@@ -107,6 +107,9 @@ def find_landmarks(args, paths, write):
             started = time.time()
             for first in range(0, len(paths), args.batch_size):
                 batch = session.run([images, network.coordinates, drawn])
+                if not np.isfinite(batch[1]).all():
+                    raise FloatingPointError(f"{restored} gives landmarks that are not finite: "
+                                             "take an earlier checkpoint")
                 evaluated = paths[first:first + args.batch_size]  # the last batch is filled up
                 cells.append(batch[1])
                 sheet.extend(batch[0][:SHEET_IMAGES - first] if first < SHEET_IMAGES else ())
@@ -115,11 +118,8 @@ def find_landmarks(args, paths, write):
                 for path in evaluated:
                     print(f"evaluated image {os.path.basename(path)}")
             seconds = (time.time() - started) / len(cells)
-    cells = np.concatenate(cells)[:len(paths)]
-    if not np.isfinite(cells).all():
-        raise FloatingPointError(f"{restored} gives landmarks that are not finite: take an earlier "
-                                 "checkpoint")
-    return Found(cells, np.array(sheet)[:len(paths)], restored, seconds)
+    return Found(np.concatenate(cells)[:len(paths)], np.array(sheet)[:len(paths)], restored,
+                 seconds)
 
 
 def write_results(args, paths, sizes, found):

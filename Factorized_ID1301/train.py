@@ -5,6 +5,7 @@ result: evaluate.py.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import collections
+import contextlib
 import functools
 import math
 import os
@@ -29,9 +30,10 @@ CHECKPOINT_NAME = "model-%d"  # the number is the updates made
 LONGEST_RUN = 20  # updates per session.run at most: between them a signal is looked for
 SEGMENT = 1000  # updates, about, for which the pipeline is told its images at a time
 PICTURED, SUMMARISED = 16, 3  # images in the sheets of landmarks, and in TensorBoard
-FIXED = ("seed", "K", "batch_size", "learning_rate", "beta1", "M", "align_weight",
-         "diversity_weight", "weight_decay", "scale_size", "crop_size", "pair_warp", "tps_weight",
-         "exact_coordinates", "conv_dtype", "cache_images", "images", "data")  # kept by --resume
+FIXED = ("seed", "K", "batch_size", "learning_rate", "lower_rate_after", "beta1", "M",
+         "align_weight", "diversity_weight", "weight_decay", "scale_size", "crop_size", "pair_warp",
+         "tps_weight", "exact_coordinates", "conv_dtype", "cache_images", "images",
+         "data")  # kept by --resume
 RESULT_STEPS = 100  # the result's losses are means over the records of so many last updates
 
 Graph = collections.namedtuple("Graph", "pipeline loop")
@@ -218,15 +220,20 @@ def chosen(paths, list_path, part=landmark_lists.TRAINING):
 
 
 def check_convolutions(args):
-    """InputError unless this TensorFlow convolves what --conv_dtype asks for."""
+    """InputError unless this TensorFlow convolves what --conv_dtype asks for.
+
+    1.x is not even tried: it would hand the convolutions to XLA's device, which is far slower.
+    """
     with tf.Graph().as_default(), data_input.host_session(args) as session:
-        x = tf.ones([1, 8, 8, 4], tf.as_dtype(args.conv_dtype))
-        try:
-            session.run(tf.gradients(tf.nn.conv2d(x, x[:, :5, :5, :, None][0], [1, 1, 1, 1],
-                                                  "VALID"), x))
-        except tf.errors.OpError:
-            raise InputError(f"--conv_dtype={args.conv_dtype}: TensorFlow {tf.__version__} has no "
-                             "such convolutions for this device; leave the flag out") from None
+        x, kernel = (tf.ones(shape, tf.as_dtype(args.conv_dtype))
+                     for shape in ([1, 8, 8, 4], [5, 5, 4, 4]))
+        gradients = tf.gradients(tf.nn.conv2d(x, kernel, [1, 1, 1, 1], "VALID"), [x, kernel])
+        if not tf.__version__.startswith("1."):
+            with contextlib.suppress(tf.errors.OpError):
+                session.run(gradients)
+                return
+    raise InputError(f"--conv_dtype={args.conv_dtype}: TensorFlow {tf.__version__} has no such "
+                     "convolutions for this device; leave the flag out")
 
 
 def run(args):

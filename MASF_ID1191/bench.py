@@ -220,7 +220,7 @@ def rows_of_dropout(options, step, name, first, count, total):
 
     Masks are those of masf_func's pass `name`, so that both sides drop the same entries.
     """
-    whole = masf_func._dropout(options, step, name)
+    whole = masf_func.dropout_layers(options, step, name)
 
     def dropout(x, layer):
         if options.keep_prob == 1:
@@ -405,7 +405,7 @@ class ImageByImage:
         self._labels = tf.placeholder(tf.float32, [1, 7])
         logits, _, _ = masf_func.evaluation(self._images, variables)
         self._fetches = [utils.xent(logits, self._labels), tf.nn.softmax(logits)]
-        self._pipeline = data_generator.evaluation(1, 1, images.resize)
+        self._pipeline = data_generator.evaluation(1, len(images.labels), 1, images.resize)
         self._next = self._pipeline.next_batch()
 
     def run(self):
@@ -427,7 +427,7 @@ def bench_evaluation(args, data):
                                   labels=data.target.labels[:count])
     with npu_session.new_graph().as_default() as tf_graph:
         variables = make_variables(args)
-        batched = evaluation.build(variables, args.test_batch_size, images.resize, args.threads)
+        batched = evaluation.build(variables, args.test_batch_size, [images], args.threads)
         with tf.Session(config=npu_session.session_config(args)) as session:
             single = ImageByImage(session, images, variables)
             session.run(tf.global_variables_initializer())

@@ -7,6 +7,7 @@ run can go on anywhere. Decoding and resizing are TensorFlow's own, as in the re
 import collections
 import contextlib
 import os
+import re
 import struct
 
 import numpy as np
@@ -20,6 +21,7 @@ SUFFIXES = ("", "_crossval")  # of the lists: the training fold, and the held-ou
 STANDIN_NOTE = "STANDIN.txt"  # lies in a generated data folder and marks it as not being PACS
 SIDE = 227  # pixels of an image side, AlexNet's input
 MEAN_RGB = np.array([123.68, 116.779, 103.939], np.float32)  # of ImageNet, as the reference's
+LIST_LINE = re.compile(r"[^\0]+ [0-9]{1,4}")
 FLIP_PROBABILITY = 1 / 16  # the reference augments 1/2 of the images; of those it flips 1/4 * 1/2
 PREFETCHED = 2  # batches; of uint8 pixels where no image is resized
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -62,11 +64,12 @@ def read_list(path):
     for index, line in enumerate(lines):
         if not line:
             continue
-        entry, _, number = line.replace("\t", " ").rpartition(" ")
-        if not entry or not number.isdigit():
+        name, _, number = line.replace("\t", " ").rpartition(" ")
+        entry = name.strip()
+        if not LIST_LINE.fullmatch(f"{entry} {number}"):
             raise InputError(f"{path} line {index + 1} is {line!r}: expected `path label`, for "
                              "example `photo/dog/056_0022.jpg 1`")
-        entries.append(entry.strip())
+        entries.append(entry)
         numbers.append(int(number))
     if not entries:
         raise InputError(f"the list {path} is empty")
@@ -149,6 +152,13 @@ def check_held_out(path, entries, training, suffix):
     if shared:
         raise InputError(f"{path} holds {min(shared)}, which is in the training list too: held-out "
                          "images must not be trained on. Write the lists with make_filelist.py")
+
+
+def thinned(images, count):
+    """At most `count` of some Images, evenly from their list: the classes keep their shares."""
+    size = len(images.paths)
+    rows = np.arange(min(count, size)) * size // min(count, size)
+    return images._replace(paths=[images.paths[row] for row in rows], labels=images.labels[rows])
 
 
 def data_name(dataroot):
@@ -357,10 +367,6 @@ class Pool:
                         else tf.placeholder(tf.string, [None]))
         self._labels = tf.placeholder(tf.int32, [None])
 
-    def count(self):
-        """int64 scalar."""
-        return tf.shape(self._labels, out_type=tf.int64)[0]
-
     def pixels(self, index):
         """RGB [227, 227, 3] of one image."""
         image = self._images[index]
@@ -464,7 +470,7 @@ def batch_count(count, batch_size):
     return -(-count // batch_size)
 
 
-def evaluation(batch_size, threads=0, resize=False, cached=False):
+def evaluation(batch_size, capacity, threads=0, resize=False, cached=False):
     """A pipeline that passes once through any Images, in batches of one size.
 
     It is started with `session.run(pipeline.initializer, pipeline.feed(images, pixels))`, pixels
@@ -475,10 +481,12 @@ def evaluation(batch_size, threads=0, resize=False, cached=False):
       valid float32 [batch_size], 0 for what fills up the last batch (its last image again).
 
     Args:
+      capacity: most images that are evaluated in one pass. What is fed is filled up to so many:
+        the NPU wants feeds of one shape.
       resize: whether any image to be evaluated is not 227 x 227.
     """
-    pool = Pool(resize, cached)
-    last = pool.count() - 1
+    pool, count = Pool(resize, cached), tf.placeholder(tf.int64, [])
+    last = count - 1
 
     def image(index):
         row = tf.minimum(index, last)
@@ -491,6 +499,9 @@ def evaluation(batch_size, threads=0, resize=False, cached=False):
     iterator = tf.data.make_initializable_iterator(dataset.with_options(plain_options()))
 
     def feed(images, pixels=None):
-        return pool.feed([images], pixels)
+        rows = np.minimum(np.arange(capacity), len(images.labels) - 1)
+        filled = Images([images.paths[row] for row in rows], images.labels[rows], images.resize)
+        return {**pool.feed([filled], None if pixels is None else pixels[rows]),
+                count: len(images.labels)}
 
     return Pipeline(iterator.initializer, iterator.get_next, feed)

@@ -26,9 +26,10 @@ Evaluation = collections.namedtuple("Evaluation", "pipeline batch_size tensors")
 Outputs = collections.namedtuple("Outputs", "loss logits features embedding labels")
 
 
-def build(variables, batch_size, resize, threads):
-    """The evaluation graph: forward without dropout on the pipeline's batches."""
-    pipeline = data_generator.evaluation(batch_size, threads, resize)
+def build(variables, batch_size, lists, threads):
+    """The evaluation graph: forward without dropout on batches of any of `lists` (of Images)."""
+    pipeline = data_generator.evaluation(batch_size, max(len(images.labels) for images in lists),
+                                         threads, any(images.resize for images in lists))
     images, labels, valid = pipeline.next_batch()
     logits, features, embedding = masf_func.evaluation(images, variables)
     tensors = (utils.xent(logits, labels), logits, features, embedding, tf.argmax(labels, 1), valid)
@@ -57,19 +58,30 @@ def summary(outputs_of_domain):
     return float(outputs_of_domain.loss.mean(dtype=np.float64)), float(accuracy)
 
 
-def evaluate(session, evaluation, target, held_out):
-    """Numbers of one evaluation.
+def evaluate(session, evaluation, target_domain, target, held_out):
+    """One evaluation.
 
     Args:
       target: Images of the unseen domain. held_out: {source: Images}, empty if there are no lists.
     Returns:
+      {domain: Outputs}, the unseen domain first.
+    """
+    found = collections.OrderedDict({target_domain: outputs(session, evaluation, target)})
+    for domain, images in held_out.items():
+        found[domain] = outputs(session, evaluation, images)
+    return found
+
+
+def numbers(found):
+    """Loss and accuracy of what evaluate returns.
+
+    Returns:
       dict: target_loss, target_accuracy (a fraction); with held-out lists also
       source_validation_accuracy, the mean over the sources, and .._loss.
     """
-    loss, accuracy = summary(outputs(session, evaluation, target))
+    (loss, accuracy), *sources = [summary(part) for part in found.values()]
     values = {"target_loss": loss, "target_accuracy": accuracy}
-    if held_out:
-        sources = [summary(outputs(session, evaluation, images)) for images in held_out.values()]
+    if sources:
         loss, accuracy = np.mean(sources, axis=0)
         values.update(source_validation_loss=float(loss),
                       source_validation_accuracy=float(accuracy))
@@ -97,29 +109,26 @@ def selections(records):
             for rule, record in chosen.items()}
 
 
-def report(session, evaluation, target_domain, target, held_out, folder, data_name):
+def report(found, folder, data_name):
     """Confusion matrix, per-class accuracy, class distances, and the two pictures of them.
 
     Args:
-      target, held_out: as for evaluate. folder: receives confusion_matrix.png, embeddings.png.
+      found: of evaluate. folder: receives confusion_matrix.png and embeddings.png.
     Returns:
       dict for result.json.
     """
-    found = {target_domain: outputs(session, evaluation, target)}
-    found.update((domain, outputs(session, evaluation, images))
-                 for domain, images in held_out.items())
-    tested = found[target_domain]
+    (target_domain, tested), *sources = found.items()
     matrix = metrics.confusion_matrix(tested.labels, tested.logits.argmax(1), len(CLASSES))
     title = f"{data_name}: {target_domain}, never trained on, {summary(tested)[1]:.1%} right"
     figures.confusion(os.path.join(folder, "confusion_matrix.png"), matrix, CLASSES, title)
     draw_embeddings(os.path.join(folder, "embeddings.png"), found, data_name)
-    return {"confusion_matrix": matrix.tolist(),
+    return {"images_tested": len(tested.labels), "confusion_matrix": matrix.tolist(),
             "per_class_accuracy": dict(zip(CLASSES, metrics.per_class_accuracy(matrix).tolist())),
-            **class_distances(tested, [found[domain] for domain in held_out])}
+            **class_distances(tested, [part for _, part in sources])}
 
 
 def draw_embeddings(path, found, data_name):
-    """Principal components of features. found: {domain: Outputs}, the unseen domain first."""
+    """Principal components of features. found: of evaluate."""
     shown = [(part, np.random.RandomState(0).permutation(len(part.labels))[:SHOWN_PER_DOMAIN])
              for part in found.values()]
     features, labels = (np.concatenate([getattr(part, name)[rows] for part, rows in shown])

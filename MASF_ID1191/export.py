@@ -158,16 +158,14 @@ def chosen_images(args):
     """data_generator.Images of the target domain's list, thinned to --images."""
     images = data_generator.read_lists(args.filelist_root, [args.target_domain],
                                        dataroot=args.dataroot)[args.target_domain]
-    count = len(images.paths)
-    wanted = min(args.images or count, count)
-    rows = np.arange(wanted) * count // wanted
-    return images._replace(paths=[images.paths[row] for row in rows], labels=images.labels[rows])
+    return data_generator.thinned(images, args.images or len(images.paths))
 
 
 def preprocessed_batches(images, batch_size, threads=0, config=None):
     """Yields (images float32 [batch_size, 227, 227, 3], how many of them count), as in training."""
     with npu_session.new_graph().as_default():
-        pipeline = data_generator.evaluation(batch_size, threads, images.resize)
+        pipeline = data_generator.evaluation(batch_size, len(images.paths), threads,
+                                             images.resize)
         batch = pipeline.next_batch()
         with tf.Session(config=config) as session, data_generator.naming_files(images.paths):
             session.run(pipeline.initializer, pipeline.feed(images))

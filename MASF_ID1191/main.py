@@ -29,15 +29,20 @@ from utils import POSITIVE, POSITIVE_INT, PROBABILITY, WEIGHT
 
 WEIGHTS_FILE = "bvlc_alexnet.npy"
 RANDOM = "random"  # instead of a weights file
+RANDOM_START = "random start"  # what results without one say
 SWITCHES = ("episodic", "global_alignment", "local_clustering")
 FIXED = SWITCHES + (  # a resumed run keeps these
-    "seed", "target_domain", "meta_batch_size", "inner_lr", "outer_lr", "metric_lr", "margin",
-    "clipNorm", "gradients_clip_value", "keep_prob", "divergence", "second_order", "labels",
-    "weights", "data")
+    "seed", "target_domain", "meta_batch_size", "inner_lr", "outer_lr", "meta_lr", "metric_lr",
+    "margin", "clipNorm", "gradients_clip_value", "keep_prob", "divergence", "second_order",
+    "labels", "test_images", "weights", "data")
 GROUPS = ("checkpoints", "best_source", "best_target")  # what --checkpoint may name
 
-Preset = collections.namedtuple("Preset", "meta_batch_size train_iterations test_print_interval")
-PRESETS = {"reference": Preset(126, 300, 1), "demo": Preset(21, 60, 20)}
+Preset = collections.namedtuple(
+    "Preset", "meta_batch_size train_iterations test_print_interval test_images keep_prob meta_lr")
+# None: all images; outer_lr. The demo starts from random weights: Adam gives the alignment losses
+# the task's step size from the first iteration on, when there is nothing to align yet.
+PRESETS = {"reference": Preset(126, 300, 1, None, 0.5, None),
+           "demo": Preset(15, 60, 20, 105, 1.0, 1e-6)}
 
 Data = collections.namedtuple("Data", "name sources target held_out")
 Graph = collections.namedtuple("Graph", "variables evaluation pipeline loop")
@@ -80,8 +85,9 @@ def _add_data_flags(parser):
         help="reference: the shifted labels that the reference trains on with its 1-based lists")
     add("--num_classes", type=int, choices=[masf_func.NUM_CLASSES], default=masf_func.NUM_CLASSES,
         help="PACS's")
-    add("--weights_path", help="bvlc_alexnet.npy, or 'random'; default ./bvlc_alexnet.npy, and if "
-                               "that does not exist, random weights")
+    add("--weights_path", help="bvlc_alexnet.npy, a folder with another run's checkpoint, or "
+                               "'random'; default ./bvlc_alexnet.npy, and if that does not exist, "
+                               "random weights")
     add("--cache", choices=["auto", "True", "False"], default="auto",
         help="keep the sources' decoded images in memory; auto: if they fit")
     add("--output_dir", help="place of the run folder, instead of --logdir")
@@ -102,11 +108,13 @@ def _add_method_flags(parser):
         help="images per source and iteration, a multiple of 3")
     add("--inner_lr", type=WEIGHT, default=1e-5, help="alpha, of the inner gradient step")
     add("--outer_lr", type=POSITIVE, default=1e-5, help="of Adam for the task and the meta loss")
+    add("--meta_lr", type=POSITIVE,
+        help="of Adam for the meta loss alone; default: outer_lr, as in the reference")
     add("--metric_lr", type=POSITIVE, default=1e-5, help="of Adam for the metric net")
     add("--margin", type=WEIGHT, default=10.0, help="xi of the triplet loss, in squared units")
     switch("clipNorm", "clip inner and meta gradients, each tensor by its norm")
     add("--gradients_clip_value", type=POSITIVE, default=2.0, help="that norm")
-    add("--keep_prob", type=PROBABILITY, default=0.5, help="of dropout after fc6 and fc7")
+    add("--keep_prob", type=PROBABILITY, help="of dropout after fc6 and fc7")
     add("--divergence", choices=sorted(utils.DIVERGENCES), default="kl",
         help="of L_global: kl is the paper's symmetric KL, js Jensen-Shannon")
     switch("second_order", "differentiate through the inner step", default=False)
@@ -121,6 +129,8 @@ def _add_run_flags(parser):
              "best_target, or a folder with a checkpoint of this or the reference's program")
     add("--predict", metavar="FOLDER", help="classify the images below a folder; no training")
     add("--test_batch_size", type=POSITIVE_INT, default=100, help="images per evaluation batch")
+    add("--test_images", type=POSITIVE_INT,
+        help="evaluate on so many images of each list, evenly chosen; default: all")
     switch("log", "record the losses of training")
     add("--summary_interval", type=POSITIVE_INT, default=1, help="iterations between records")
     add("--print_interval", type=POSITIVE_INT, default=1,
@@ -161,7 +171,7 @@ def settings(args):
         args.inner_lr, args.outer_lr, args.metric_lr, args.margin,
         args.gradients_clip_value if args.clipNorm else None, args.keep_prob, args.episodic,
         args.global_alignment, args.local_clustering, args.divergence, args.second_order,
-        args.seed)
+        args.seed, args.meta_lr)
 
 
 # ---------------------------------------------------------------- data and graph
@@ -192,12 +202,11 @@ def load_data(args):
     if not held_out:
         print(f"WARNING: no {lists[0]} and its like: nothing is held out of the source domains, "
               "the rule best_source is left out", file=sys.stderr)
+    if args.test_images:
+        target = data_generator.thinned(target, args.test_images)
+        held_out = {name: data_generator.thinned(images, args.test_images)
+                    for name, images in held_out.items()}
     return Data(data_generator.data_name(args.dataroot), sources, target, held_out)
-
-
-def all_images(data):
-    """List of all Images of Data."""
-    return [*data.sources.values(), data.target, *data.held_out.values()]
 
 
 def cached_pixels(args, data):
@@ -205,30 +214,63 @@ def cached_pixels(args, data):
     sources = list(data.sources.values())
     if args.cache == "False" or args.cache == "auto" and not data_generator.fits_in_memory(sources):
         return None
-    config = npu_session.session_config(args)
+    config = npu_session.session_config(args, args.run_dir)
     return data_generator.read_pixels(sources, args.threads, config)
 
 
 def load_weights(args):
-    """The pretrained weights, or None; sets args.weights to their name."""
+    """What training starts from; sets args.weights to its name.
+
+    Returns:
+      The pretrained weights by variable name, a folder with another run's checkpoint, or None.
+    Raises:
+      InputError: see pretrained.read; the folder has no checkpoint.
+    """
     if args.weights_path is None and os.path.exists(WEIGHTS_FILE):
         args.weights_path = WEIGHTS_FILE
     if args.weights_path in (None, RANDOM):
-        args.weights = "random start"
+        args.weights = RANDOM_START
         print(f"WARNING: training starts from random weights, not from {WEIGHTS_FILE}: accuracies "
               "will be far below the paper's, which starts from ImageNet", file=sys.stderr)
         return None
-    args.weights = os.path.basename(args.weights_path)
-    return pretrained.read(args.weights_path)
+    parts = os.path.abspath(args.weights_path).split(os.sep)
+    if not os.path.isdir(args.weights_path):
+        args.weights = parts[-1]
+        return pretrained.read(args.weights_path)
+    args.weights = os.sep.join(parts[-2:])
+    if not tf.train.latest_checkpoint(args.weights_path):
+        raise InputError(f"--weights_path={args.weights_path} is a folder without a checkpoint: "
+                         "give the folder checkpoints, best_source or best_target of a run")
+    return args.weights_path
+
+
+def weights_loader(weights, variables):
+    """Function (session) that puts what load_weights returned into the variables.
+
+    To be called before the graph is finalised.
+    """
+    if isinstance(weights, str):
+        other = Checkpoints(weights, list(variables.values()))
+        return functools.partial(other.restore, required=True)
+
+    def load(session):
+        print("Loading pretrained weights")
+        pretrained.load(weights, variables, session)
+    return load if weights else lambda _: None
+
+
+def tested_graph(args, data, variables):
+    """evaluation.build for a run's data."""
+    return evaluation.build(variables, args.test_batch_size,
+                            [data.target, *data.held_out.values()], args.threads)
 
 
 def build_graph(args, data, pixels):
     """Variables, the evaluation graph, and the training loop with its pipeline."""
-    initializer = (masf_func.random_start if args.weights == "random start"
+    initializer = (masf_func.random_start if args.weights == RANDOM_START
                    else masf_func.glorot_uniform)(args.seed)
     variables = masf_func.create_variables(initializer)
-    resize = any(images.resize for images in all_images(data))
-    tested = evaluation.build(variables, args.test_batch_size, resize, args.threads)
+    tested = tested_graph(args, data, variables)
     pipeline = data_generator.episodes(list(data.sources.values()), args.meta_batch_size,
                                        args.seed, args.threads, pixels)
     if args.second_order:
@@ -276,11 +318,15 @@ def make_savers(args, variables):
 
 
 def train(args, data, folder, session, graph, savers, step):
-    """The training loop, from a step to the last. Returns (exit code, step)."""
+    """The training loop, from a step to the last.
+
+    Returns:
+      (exit code, step, what the last evaluation found; None if there was none).
+    """
     bar = tqdm(total=args.train_iterations, initial=step, unit="step",
                disable=not sys.stderr.isatty())
     log = bar.write if sys.stderr.isatty() else functools.partial(print, flush=True)
-    saved, since_print = step, []
+    saved, since_print, found = step, [], None
     if step < args.train_iterations:
         session.run(graph.pipeline.initializer, graph.pipeline.feed(step))
     with npu_session.Stop() as stop, bar:
@@ -302,13 +348,13 @@ def train(args, data, folder, session, graph, savers, step):
                 log(training_lines(args, np.array(since_print), step - 1, seconds))
                 since_print = []
             if step % args.test_print_interval == 0 or step == args.train_iterations:
-                test(args, data, folder, session, graph, savers, step, log)
+                found = test(args, data, folder, session, graph, savers, step, log)
             if step % args.save_interval == 0 and step < args.train_iterations:
                 savers["checkpoints"].save(session, f"model{step - 1}")
                 saved = step
         if saved < step:
             savers["checkpoints"].save(session, f"model{step - 1}")
-    return (stop.code if step < args.train_iterations else 0), step
+    return (stop.code if step < args.train_iterations else 0), step, found
 
 
 def record(args, folder, terms, step, count):
@@ -339,8 +385,12 @@ def training_lines(args, terms, iteration, seconds):
 
 
 def test(args, data, folder, session, graph, savers, step, log):
-    """Evaluates, keeps the best weights, writes the log's, eva.txt's and metrics.jsonl's lines."""
-    values = evaluation.evaluate(session, graph.evaluation, data.target, data.held_out)
+    """Evaluates, keeps the best weights, writes the log's, eva.txt's and metrics.jsonl's lines.
+
+    Returns what evaluation.evaluate found.
+    """
+    found = evaluate(args, data, session, graph.evaluation)
+    values = evaluation.numbers(found)
     npu_session.check_finite(np.array([list(values.values())]), values, step - 1, args.run_dir)
     before = evaluation.selections(folder.records())
     folder.log(step, **values)
@@ -357,6 +407,12 @@ def test(args, data, folder, session, graph, savers, step, log):
         log(f"Held-out source images: Iteration {step - 1}, "
             f"Loss: {values['source_validation_loss']:f}, "
             f"Accuracy: {values['source_validation_accuracy']:f}")
+    return found
+
+
+def evaluate(args, data, session, tested):
+    """evaluation.evaluate on a run's data."""
+    return evaluation.evaluate(session, tested, args.target_domain, data.target, data.held_out)
 
 
 def evaluation_line(values, iteration):
@@ -384,7 +440,7 @@ def print_settings(args):
 
 
 def check(args):
-    """InputError for flags that do not go together; fills in the method's switches."""
+    """InputError for flags that do not go together; fills in the switches and the run folder."""
     if npu_session.rank() or npu_session.size() > 1:
         raise InputError(f"RANK_SIZE={npu_session.size()}: MASF trains in one process")
     if args.meta_batch_size % 3:
@@ -392,12 +448,12 @@ def check(args):
                          "metric group takes a third of it from each of the three sources")
     for name, value in switches(args).items():
         setattr(args, name, value)
+    args.run_dir = os.path.join(args.output_dir or args.logdir, experiment_name(args))
 
 
 def run(args):
     """Trains or resumes, evaluates, or predicts; returns the exit code."""
     check(args)
-    args.run_dir = os.path.join(args.output_dir or args.logdir, experiment_name(args))
     if args.predict:
         return predict(args)
     data = load_data(args)
@@ -424,27 +480,27 @@ def run_training(args, data):
 def run_session(args, data, weights, graph, folder):
     """Restores or loads weights, trains, writes the result; returns the exit code."""
     savers = make_savers(args, list(graph.variables.values()))
+    load = weights_loader(weights, graph.variables)
     config = npu_session.session_config(args, args.run_dir,
                                         iterations_per_loop=args.print_interval)
     with tf.Session(config=config) as session:
         step = npu_session.begin(session, args, graph.loop, savers["checkpoints"], folder)
         rewind_eva(args, folder)
-        if weights and not step:
-            print("Loading pretrained weights")
-            pretrained.load(weights, graph.variables, session)
-        code, step = train(args, data, folder, session, graph, savers, step)
+        if not step:
+            load(session)
+        code, step, found = train(args, data, folder, session, graph, savers, step)
         if code:
             print(f"stopped by a signal after iteration {step - 1}: continue with --resume")
             return code
-        write_result(args, data, session, graph, folder, step)
+        found = found or evaluate(args, data, session, graph.evaluation)
+    write_result(args, data, found, folder, step)
     return 0
 
 
-def write_result(args, data, session, graph, folder, step):
+def write_result(args, data, found, folder, step):
     """Pictures, result.json and the log's last lines."""
     records = folder.records()
-    result = evaluation.report(session, graph.evaluation, args.target_domain, data.target,
-                               data.held_out, args.run_dir, data.name)
+    result = evaluation.report(found, args.run_dir, data.name)
     figures.curves(place(args, "curves.png"), evaluation.panels(records),
                    f"{data.name}: target {args.target_domain}, {method_name(args)}")
     chosen = evaluation.selections(records)
@@ -467,18 +523,16 @@ def run_evaluation(args, data):
     """Evaluates a checkpoint and writes evaluation.json and pictures; returns the exit code."""
     with npu_session.new_graph().as_default():
         variables = masf_func.create_variables(masf_func.random_start(args.seed))
-        resize = any(images.resize for images in all_images(data))
-        tested = evaluation.build(variables, args.test_batch_size, resize, args.threads)
+        tested = tested_graph(args, data, variables)
         config = npu_session.session_config(args, args.run_dir)
         with tf.Session(config=config) as session:
             restored_network(args, session, variables)
-            values = evaluation.evaluate(session, tested, data.target, data.held_out)
-            folder = place(args, "evaluation")
-            os.makedirs(folder, exist_ok=True)
-            values.update(evaluation.report(session, tested, args.target_domain, data.target,
-                                            data.held_out, folder, data.name))
+            found = evaluate(args, data, session, tested)
+    folder, values = place(args, "evaluation"), evaluation.numbers(found)
+    os.makedirs(folder, exist_ok=True)
     npu_session.write_json(os.path.join(folder, "evaluation.json"), dict(
-        values, data=data.name, target_domain=args.target_domain, checkpoint=args.checkpoint))
+        values, data=data.name, target_domain=args.target_domain, checkpoint=args.checkpoint,
+        **evaluation.report(found, folder, data.name)))
     print(f"Unseen Target Validation results: Loss: {values['target_loss']:f}, "
           f"Accuracy: {values['target_accuracy']:f}\nnumbers and pictures: {folder}")
     return 0
@@ -489,7 +543,7 @@ def predict(args):
     images = evaluation.images_in(args.predict)
     with npu_session.new_graph().as_default():
         variables = masf_func.create_variables(masf_func.random_start(args.seed))
-        tested = evaluation.build(variables, args.test_batch_size, images.resize, args.threads)
+        tested = evaluation.build(variables, args.test_batch_size, [images], args.threads)
         with tf.Session(config=npu_session.session_config(args, args.run_dir)) as session:
             restored_network(args, session, variables)
             logits = evaluation.outputs(session, tested, images).logits

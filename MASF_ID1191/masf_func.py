@@ -38,7 +38,8 @@ RANDOM_START_STD = {"fc8/weights": 1e-4, "metric/w1": 4e-4, "metric/w2": 0.02}
 
 Settings = collections.namedtuple(
     "Settings", "inner_lr outer_lr metric_lr margin clip_norm keep_prob episodic global_alignment "
-                "local_clustering divergence second_order seed")
+                "local_clustering divergence second_order seed meta_lr",
+    defaults=[None])  # meta_lr: None for outer_lr
 Forward = collections.namedtuple("Forward", "logits features fc6")
 Domains = collections.namedtuple("Domains", "logits task_losses forward")  # [D, B, 7], [D, B]
 Losses = collections.namedtuple(
@@ -216,13 +217,13 @@ def domains_forward(images, labels, weights, settings, step, name):
     """
     domains, batch = images.shape.as_list()[:2]
     forward = alexnet(tf.reshape(images, [domains * batch, SIDE, SIDE, 3]), weights,
-                      _dropout(settings, step, name), settings.second_order)
+                      dropout_layers(settings, step, name), settings.second_order)
     logits = tf.reshape(forward.logits, [domains, batch, NUM_CLASSES])
     return Domains(logits, utils.xent(logits, labels), forward)
 
 
-def _dropout(settings, step, name):
-    """Dropout layers whose masks follow from (seed, step) and the pass's name."""
+def dropout_layers(settings, step, name):
+    """The `dropout` of alexnet, its masks fixed by (seed, step) and the pass's name."""
     def dropout(x, layer):
         seed = _key(0, f"{name}/{layer}")[1] ^ settings.seed
         return utils.dropout(x, settings.keep_prob,
@@ -247,7 +248,7 @@ def group_features(forward, labels, weights, settings, step):
     batch = labels.shape.as_list()[1]
     if settings.keep_prob == 1:
         return _first_third(forward.features, batch)
-    fc6 = _dropout(settings, step, "group")(_first_third(forward.fc6, batch), "dropout6")
+    fc6 = dropout_layers(settings, step, "group")(_first_third(forward.fc6, batch), "dropout6")
     return dense(fc6, weights, "fc7", "relu")
 
 
@@ -339,7 +340,8 @@ def updates(gradients, variables, settings):
       Operation; the first update advances the global step.
     """
     plan = [(gradients.task_gradients, settings.outer_lr),
-            (clipped(gradients.meta_gradients, settings.clip_norm), settings.outer_lr),
+            (clipped(gradients.meta_gradients, settings.clip_norm),
+             settings.outer_lr if settings.meta_lr is None else settings.meta_lr),
             (gradients.metric_gradients, settings.metric_lr)]
     ready = [gradients.terms] + [gradient for part, _ in plan for gradient in part.values()]
     update, step = tf.group(*ready), tf.train.get_global_step()

@@ -1,7 +1,9 @@
 """The paper's table in one command: all target domains x methods x seeds, means and deviations.
 
 Every flag that is not listed here goes to main.py (see main.py --help). Each finished cell is a
-line of metrics.jsonl; a run that was cut goes on with the cell it was in.
+line of metrics.jsonl; a run that was cut goes on with the cell it was in. With --warm_up all
+methods of a target and seed start from the same weights, of a short plain training: MASF aligns
+what a network knows already, and one that starts at random knows nothing.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import collections
@@ -17,13 +19,16 @@ import main as training
 import metrics
 import npu_session
 from npu_session import InputError
+from utils import POSITIVE_INT
 
 # The rows of the paper's ablation table: what is switched on.
 METHODS = collections.OrderedDict([
     ("deepall", ""), ("masf-E", "E"), ("masf-G", "G"), ("masf-L", "L"), ("masf-GL", "GL"),
     ("masf-EG", "EG"), ("masf-EL", "EL"), ("masf", "EGL"),
 ])
-LABELS = {"deepall": "DeepAll", "masf": "MASF"}
+START = "start"  # the plain training that --warm_up asks for; a row of the table too
+WARM_UP_SEEDS = 1000  # added to its seed: the runs shall not begin with the same images again
+LABELS = {START: "start", "deepall": "DeepAll", "masf": "MASF"}
 RULES = ("last", "best_source", "best_target")
 COMPARED = "last"  # the rule of the picture: nothing is chosen
 
@@ -40,6 +45,8 @@ def parse_args(argv=None):
                                           "global alignment, L: local clustering")
     add("--seeds", nargs="+", type=npu_session.seed_number, default=[1, 2, 3], metavar="SEED",
         help="each a training of its own")
+    add("--warm_up", type=POSITIVE_INT, metavar="ITERATIONS",
+        help="of plain training on the sources, from which all methods start; default: none")
     add("--dataroot", help="see main.py; default: stand-in images in <output_dir>/kfold")
     add("--filelist_root", help="see main.py")
     add("--keep_checkpoints", type=npu_session.boolean, nargs="?", const=True, default=False,
@@ -50,19 +57,32 @@ def parse_args(argv=None):
 
 
 def cell_flags(args, further, method, target, seed):
-    """main.py's flags for one cell."""
-    switches = [f"--{name}={letter in METHODS[method]}"
-                for letter, name in zip("EGL", training.SWITCHES)]
-    return further + switches + [
-        f"--dataroot={args.dataroot}", f"--filelist_root={args.filelist_root}",
-        f"--target_domain={target}", f"--seed={seed}",
-        f"--output_dir={os.path.join(args.output_dir, 'runs', f'seed{seed}')}"]
+    """main.py's flags for one cell, as it parses them, with run_dir."""
+    place, first = ("runs", seed) if method != START else ("warm_up", WARM_UP_SEEDS + seed)
+    own = [f"--{switch}={letter in METHODS.get(method, '')}"
+           for letter, switch in zip("EGL", training.SWITCHES)]
+    own += [f"--dataroot={args.dataroot}", f"--filelist_root={args.filelist_root}",
+            f"--target_domain={target}", f"--seed={first}",
+            f"--output_dir={os.path.join(args.output_dir, place, f'seed{seed}')}"]
+    if method == START:
+        own += [f"--{flag}={args.warm_up}" for flag in ("train_iterations", "test_print_interval")]
+    elif args.warm_up:
+        own.append("--weights_path=" + os.path.join(
+            cell_flags(args, further, START, target, seed).run_dir, "checkpoints"))
+    flags = training.parse_args(further + own)
+    training.check(flags)
+    return flags
 
 
 def cells(args):
     """All (method, target, seed): seed by seed, so that what a cut run has is comparable."""
     return [(method, target, seed) for seed in args.seeds for target in args.targets
-            for method in args.methods]
+            for method in methods(args)]
+
+
+def methods(args):
+    """Rows of the table."""
+    return [START] * bool(args.warm_up) + args.methods
 
 
 def check(args, further):
@@ -74,20 +94,22 @@ def check(args, further):
         raise InputError(f"{own[0]} cannot be given here: this program sets it; see --methods, "
                          "--targets and --seeds")
     for method, target, seed in cells(args):
-        training.check(training.parse_args(cell_flags(args, further, method, target, seed)))
+        cell_flags(args, further, method, target, seed)
 
 
 def run_cell(args, further, method, target, seed):
     """Trains one cell, or finishes its training. Returns (exit code, row of the results)."""
-    flags = training.parse_args(cell_flags(args, further, method, target, seed))
-    training.check(flags)
+    flags = cell_flags(args, further, method, target, seed)
+    if method != START and args.warm_up and not os.path.isdir(flags.weights_path):
+        code, _ = run_cell(args, further, START, target, seed)  # its checkpoint was removed
+        if code:
+            return code, None
     code = training.run(flags)
     if code:
         return code, None
     result = npu_session.read_json(os.path.join(flags.run_dir, "result.json"))
-    if not args.keep_checkpoints:
-        for group in training.GROUPS:
-            shutil.rmtree(os.path.join(flags.run_dir, group), ignore_errors=True)
+    if method != START:
+        remove_checkpoints(args, flags)
     row = {"method": method, "target": target, "seed": seed, "data": result["data"],
            "weights": result["weights"], "iterations": result["iterations"]}
     row.update((rule, result["selection"][rule]["target_accuracy"])
@@ -95,11 +117,17 @@ def run_cell(args, further, method, target, seed):
     return 0, row
 
 
+def remove_checkpoints(args, flags):
+    """Removes those of a cell, unless they shall be kept. flags: of cell_flags."""
+    for group in () if args.keep_checkpoints else training.GROUPS:
+        shutil.rmtree(os.path.join(flags.run_dir, group), ignore_errors=True)
+
+
 def table(args, rows, rule):
     """{method: accuracies [targets, seeds]} of the methods all of whose cells are done."""
     done = {(row["method"], row["target"], row["seed"]): row.get(rule) for row in rows}
     values = {method: [[done.get((method, target, seed)) for seed in args.seeds]
-                       for target in args.targets] for method in args.methods}
+                       for target in args.targets] for method in methods(args)}
     return {method: matrix for method, matrix in values.items()
             if all(value is not None for line in matrix for value in line)}
 
@@ -127,8 +155,9 @@ def write_table(path, rows):
 
 def finish(args, folder, rows, seconds):
     """Table, picture, result.json and the log's last lines."""
-    about = (f"{rows[0]['data']}, {rows[0]['iterations']} iterations from {rows[0]['weights']}, "
-             f"{len(args.seeds)} seeds")
+    warm_up = f"{args.warm_up} iterations of warm-up, then " if args.warm_up else ""
+    about = (f"{rows[0]['data']}, {warm_up}{rows[-1]['iterations']} iterations from "
+             f"{rows[0]['weights']}, {len(args.seeds)} seeds")
     print(f"\naccuracy on the unseen domain in %, mean +- standard deviation: {about}")
     tables = {rule: table(args, rows, rule) for rule in RULES}
     for rule, found in tables.items():
@@ -148,7 +177,7 @@ def run(args, further):
     """All cells that are not done, then the table; returns the exit code."""
     check(args, further)
     args.resume, args.seed, args.further = "auto", args.seeds[0], further
-    with npu_session.RunFolder(args.output_dir, args, ("further", "dataroot")) as folder:
+    with npu_session.RunFolder(args.output_dir, args, ("further", "dataroot", "warm_up")) as folder:
         folder.rewind(sys.maxsize)
         args.dataroot, args.filelist_root = training.data_folders(args, args.output_dir)
         rows = [{name: record[name] for name in record if name != "step"}
@@ -163,6 +192,8 @@ def run(args, further):
                 return code
             folder.log(len(rows), **row)
             rows.append(row)
+            if args.warm_up and method == args.methods[-1]:
+                remove_checkpoints(args, cell_flags(args, further, START, target, seed))
         finish(args, folder, rows, time.time() - started)
     return 0
 

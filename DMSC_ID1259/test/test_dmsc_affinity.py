@@ -133,6 +133,7 @@ def test_the_last_steps_scores_are_the_headline(clustered, folder):
         assert result[name] == last[name]
         assert 0 <= result["raw_pixels"]["modality 0"]["accuracy"] <= 1
     assert result["max_accuracy"] == max(record["accuracy"] for record in records(folder))
+    assert (result["data"], result["standin"]) == ("small", False)
     chosen = result["label_free_step"]
     assert chosen in EVALUATED and f"label-free choice, step {chosen}: ACC" in clustered[1]
     assert "last step 14 without post-processing: ACC" in clustered[1]
@@ -223,7 +224,7 @@ def test_draws_continue_from_evaluation_to_evaluation(monkeypatch):
 
 
 def test_the_typical_clustering_is_chosen_without_labels(tmp_path):
-    history = results.LabelHistory(str(tmp_path), 0)
+    history = results.LabelHistory(str(tmp_path), [])
     good, bad = TRUTH, np.tile([1, 2, 3], IMAGES)
     near = good.copy()
     near[0] = 2
@@ -231,12 +232,25 @@ def test_the_typical_clustering_is_chosen_without_labels(tmp_path):
                ((10, bad), (20, near), (30, good), (40, 4 - good))]
     assert history.most_typical() == 30 and changes[0] == 1 and changes[3] == 0
     assert changes[1] > 0.9 and 0 < changes[2] < 0.2
-    again = results.LabelHistory(str(tmp_path), 30)
-    assert sorted(again.labels) == [10, 20, 30]
-    with open(again.path, "wb") as file:
+
+
+def test_labels_of_evaluations_are_read_back_or_missed(tmp_path):
+    history = results.LabelHistory(str(tmp_path), [])
+    for step in (10, 20, 30):
+        history.add(step, np.roll(TRUTH, step))
+    again = results.LabelHistory(str(tmp_path), [10, 20])
+    assert sorted(again.labels) == [10, 20]
+    np.testing.assert_array_equal(again.labels[20], np.roll(TRUTH, 20))
+    not_ours = pytest.raises(InputError, match="labels.npz is damaged, or is not of this run")
+    with not_ours:
+        results.LabelHistory(str(tmp_path), [10, 40])
+    with open(history.path, "wb") as file:
         file.write(b"PK damaged")
-    with pytest.raises(InputError, match="labels.npz is damaged"):
-        results.LabelHistory(str(tmp_path), 30)
+    with not_ours:
+        results.LabelHistory(str(tmp_path), [10])
+    os.remove(history.path)
+    with not_ours:
+        results.LabelHistory(str(tmp_path), [10])
 
 
 # ---------------------------------------------------------------- variants

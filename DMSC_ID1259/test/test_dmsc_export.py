@@ -368,12 +368,13 @@ def test_checkpoint_with_coef_and_adam_slots_is_exported_without_them(tmp_path):
 def test_full_disk_keeps_the_earlier_pb(weights, tmp_path):
     path = tmp_path / "dmsc.pb"
     path.write_bytes(b"earlier")
-    done = subprocess.run(
-        [sys.executable, os.path.join(SOURCE, "export.py"), "--checkpoint", weights,
-         "--output", str(path), "--batch_size=2"], capture_output=True, text=True, timeout=240,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 16, 2 ** 16)))
-    assert done.returncode == 1
-    assert re.search("error: .*File too large", done.stderr)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 16, before[1]))
+    try:
+        code, _, err = training_runs.call(export.main, [
+            "--checkpoint", weights, "--output", path, "--batch_size=2"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1 and re.match("error: .*File too large", err)
     assert os.listdir(str(tmp_path)) == ["dmsc.pb"]
     assert path.read_bytes() == b"earlier"

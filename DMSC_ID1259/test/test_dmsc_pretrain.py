@@ -25,7 +25,6 @@ from training_runs import (
     SAMPLES,
     assert_same_arrays,
     assert_same_end,
-    contents,
     pretrain,
     pretrain_folder,
     read,
@@ -408,13 +407,6 @@ def test_all_stages_in_one_command_and_evaluate_alone(small_data, tmp_path):
     assert not os.path.exists(pretrain_folder(tmp_path / "b"))
     assert_same_end(training_runs.affinity_folder(tmp_path / "b"),
                     training_runs.affinity_folder(tmp_path))
-
-
-def test_program_runs_from_another_folder_and_exits_0(run_program, small_data, tmp_path):
-    done = run_program("pretrain_affinity_fusion.py", f"--data_dir={small_data}",
-                       *training_runs.PRETRAIN, "--max_train_steps=1", cwd=str(tmp_path))
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "finish", done.stderr
-    assert contents(str(tmp_path / "models"), ".index")
 
 
 def test_reading_a_checkpoint_that_is_not_one(tmp_path):

@@ -32,3 +32,28 @@ def run_program():
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd,
                               env=dict(os.environ, **(env or {})), check=False)
     return run
+
+
+@pytest.fixture(scope="session")
+def run_other():
+    """Function (*command) that runs the interpreter with the other TensorFlow -> what it printed.
+
+    It is $OTHER_PYTHON, or the repository's other environment; without either the test is skipped.
+    """
+    folders = [os.path.join(os.path.dirname(MODEL), name) for name in (".venv", ".venv-tf115")]
+    paths = [os.environ.get("OTHER_PYTHON", "")] + [
+        os.path.join(folder, "bin", "python") for folder in folders
+        if os.path.realpath(folder) != os.path.realpath(sys.prefix)]
+    found = [path for path in paths if os.path.isfile(path)]
+    if not found:
+        pytest.skip("no second TensorFlow: neither OTHER_PYTHON nor both of .venv and .venv-tf115 "
+                    "in the repository")
+
+    def run(*command):
+        environment = dict(os.environ, PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=os.pathsep.join(
+            [MODEL, os.path.dirname(os.path.abspath(__file__))]))
+        done = subprocess.run([found[0]] + list(command), capture_output=True, text=True,
+                              timeout=300, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+    return run

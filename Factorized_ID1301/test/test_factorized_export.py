@@ -3,8 +3,6 @@
 import os
 import re
 import resource
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,9 +16,7 @@ import golden_rules
 from golden_rules import load
 from npu_session import InputError
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-MODEL = os.path.dirname(HERE)
-REPOSITORY = os.path.dirname(MODEL)
+MODEL = os.path.dirname(os.path.abspath(export.__file__))
 BATCH = 4
 OTHER_TENSORFLOW = {"coordinates": 2e-3, "heat_maps": 1e-5}  # kernels of two TensorFlows round
 INFERENCE_OPERATIONS = {
@@ -70,26 +66,6 @@ def read_graph_def(path):
     """GraphDef of a .pb."""
     with open(path, "rb") as file:
         return tf.GraphDef.FromString(file.read())
-
-
-def other_python():
-    """An interpreter with the other TensorFlow: $OTHER_PYTHON, or the repository's other one."""
-    folders = [os.path.join(REPOSITORY, name) for name in (".venv", ".venv-tf115")]
-    paths = [os.environ.get("OTHER_PYTHON", "")] + [
-        os.path.join(folder, "bin", "python") for folder in folders
-        if os.path.realpath(folder) != os.path.realpath(sys.prefix)]
-    found = [path for path in paths if os.path.isfile(path)]
-    if not found:
-        pytest.skip("no second TensorFlow: neither OTHER_PYTHON nor both of .venv and .venv-tf115 "
-                    "in the repository")
-    return found[0]
-
-
-def run_other(*command):
-    """Runs the other interpreter; its errors fail the test."""
-    done = subprocess.run([other_python()] + list(command), capture_output=True, text=True,
-                          timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def assert_close(found, expected, tolerance):
@@ -147,18 +123,17 @@ def test_attributes_with_default_values_are_left_out(golden_pb):
     assert all(set(node.attr) <= {"T", "strides", "padding"} for node in convolutions)
 
 
-def test_other_tensorflow_reads_our_pb(golden_pb, tmp_path):
+def test_other_tensorflow_reads_our_pb(golden_pb, tmp_path, run_other):
     np.save(str(tmp_path / "images.npy"), golden_images())
-    run_other("-c", "import sys; sys.path.insert(0, sys.argv[1])\n"
-                    "import numpy, export\n"
-                    "found = export.run_frozen(sys.argv[2], numpy.load(sys.argv[3]))\n"
-                    "numpy.savez(sys.argv[4], **found)",
-              MODEL, golden_pb, str(tmp_path / "images.npy"), str(tmp_path / "outputs.npz"))
+    run_other("-c", "import sys, numpy, export\n"
+                    "found = export.run_frozen(sys.argv[1], numpy.load(sys.argv[2]))\n"
+                    "numpy.savez(sys.argv[3], **found)",
+              golden_pb, str(tmp_path / "images.npy"), str(tmp_path / "outputs.npz"))
     with np.load(str(tmp_path / "outputs.npz")) as found:
         assert_close(found, export.run_frozen(golden_pb, golden_images()), OTHER_TENSORFLOW)
 
 
-def test_we_read_the_other_tensorflows_pb(checkpoint, golden_pb, tmp_path):
+def test_we_read_the_other_tensorflows_pb(checkpoint, golden_pb, tmp_path, run_other):
     path = str(tmp_path / "other.pb")
     run_other(os.path.join(MODEL, "export.py"), "--checkpoint=" + checkpoint, "--output=" + path,
               f"--batch_size={golden_batch_size()}", "--threads=1")

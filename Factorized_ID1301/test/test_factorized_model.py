@@ -22,7 +22,7 @@ STATISTICS = ("BatchNorm/moving_mean", "BatchNorm/moving_variance")
 
 
 def flags(**settings):
-    return types.SimpleNamespace(conv_dtype="float32", **settings)
+    return types.SimpleNamespace(conv_dtype="float32", lower_rate_after=None, **settings)
 
 
 def fill_variables(session, names_of_statistics=()):
@@ -293,6 +293,20 @@ def test_alignment_is_0_where_landmarks_move_with_the_image_and_else_the_squared
     assert spread == pytest.approx(0, abs=1e-3) and distance == pytest.approx(0, abs=1e-3)
     spread, distance = constant_values(alignment, delta_maps((20, 20)), delta_maps((21, 27)))
     assert spread == pytest.approx(0, abs=1e-3) and distance == pytest.approx(9 + 16, rel=1e-4)
+
+
+def test_the_learning_rate_drops_once():
+    args = types.SimpleNamespace(learning_rate=0.02, lower_rate_after=3)
+    with npu_session.new_graph().as_default(), tf.Session() as session:
+        step = tf.train.get_or_create_global_step()
+        rate = model_def.learning_rate(step, args)
+        found = []
+        for number in (0, 2, 3, 100):
+            step.load(number, session)
+            found.append(session.run(rate))
+        np.testing.assert_allclose(found, [0.02, 0.02, 0.002, 0.002], rtol=1e-6)
+        args.lower_rate_after = None
+        assert model_def.learning_rate(step, args) == 0.02
 
 
 def test_alignment_is_the_double_sum_of_the_paper():

@@ -198,7 +198,7 @@ def test_landmarks_that_are_not_finite_are_no_result(ten_faces, tmp_path):
             checkpoints.save(session, "model-8")
     answer = sentence(find(ten_faces, tmp_path), code=3)
     assert "model-8 gives landmarks that are not finite" in answer
-    assert not os.path.exists(str(tmp_path / "coordinates.csv"))
+    assert not contents(tmp_path, ".csv", ".jpg")
 
 
 # ---------------------------------------------------------------- drawing

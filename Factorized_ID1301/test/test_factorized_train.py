@@ -442,27 +442,14 @@ def test_options_of_the_data_train(flags, faces, tmp_path, whole):
         assert ours == pytest.approx(first, rel=0.02)
 
 
-def other_python():
-    """The interpreter with the other TensorFlow; skips the test where there is none."""
-    folder = ".venv" if sys.version_info < (3, 8) else ".venv-tf115"
-    python = os.environ.get("OTHER_PYTHON") or os.path.join(os.path.dirname(MODEL), folder, "bin",
-                                                            "python")
-    if not os.path.exists(python):
-        pytest.skip(f"no Python with the other TensorFlow at {python} (set OTHER_PYTHON)")
-    return python
-
-
-def test_a_run_goes_on_in_the_other_tensorflow_and_comes_back(faces, tmp_path):
-    python, folder = other_python(), str(tmp_path / "run")
+def test_a_run_goes_on_in_the_other_tensorflow_and_comes_back(faces, tmp_path, run_other):
+    folder = str(tmp_path / "run")
     trained(faces, folder, "--max_steps=4")
     alone = shutil.copytree(folder, str(tmp_path / "alone"))
-    code = ("import sys, tensorflow, training_runs; print(tensorflow.__version__); "
-            "training_runs.trained(sys.argv[1], sys.argv[2], '--max_steps=8')")
-    done = subprocess.run(
-        [python, "-c", code, faces, folder], stdout=subprocess.PIPE, text=True, check=True,
-        timeout=300, env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=os.pathsep.join(
-            [MODEL, os.path.dirname(os.path.abspath(__file__))])))
-    assert done.stdout.split(".")[0] != tf.__version__.split(".")[0]
+    printed = run_other(
+        "-c", "import sys, tensorflow, training_runs; print(tensorflow.__version__); "
+              "training_runs.trained(sys.argv[1], sys.argv[2], '--max_steps=8')", faces, folder)
+    assert printed.split(".")[0] != tf.__version__.split(".")[0]
     trained(faces, alone, "--max_steps=8")
     ours, theirs = variables(alone), variables(folder)
     assert sorted(ours) == sorted(theirs) and theirs["global_step"] == 8

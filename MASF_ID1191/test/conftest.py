@@ -26,11 +26,11 @@ def small_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_program():
-    """Function (script, *flags, env=None, timeout=120, cwd=None) -> CompletedProcess.
+    """Function (script, *flags, env=None, timeout=900, cwd=None) -> CompletedProcess.
 
     Runs MASF_ID1191/<script> with this Python; env is added to the environment. Text streams.
     """
-    def run(script, *flags, env=None, timeout=120, cwd=None):
+    def run(script, *flags, env=None, timeout=900, cwd=None):
         command = [sys.executable, os.path.join(SOURCE, script)] + [str(flag) for flag in flags]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd,
                               env=dict(os.environ, **(env or {})), check=False)

@@ -21,7 +21,7 @@ SIDE = {"median", "low", "high", "processor"}
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow():
-    """The fully connected layers are narrow: a step takes a tenth of a second."""
+    """All layers are narrow: a step takes a tenth of a second."""
     patch = pytest.MonkeyPatch()
     narrow_network(patch)
     yield
@@ -132,7 +132,7 @@ def test_dropped_rows_are_those_of_the_larger_pass(args):
     options, step = bench.settings(args), tf.constant
     with tf.Graph().as_default(), tf.Session() as session:
         ones = tf.ones([6, 5])
-        whole = masf_func._dropout(options, step(4), "outer")(ones, "dropout6")
+        whole = masf_func.dropout_layers(options, step(4), "outer")(ones, "dropout6")
         part = bench.rows_of_dropout(options, step(4), "outer", 2, 3, 6)(ones[:3], "dropout6")
         expected, found = session.run([whole, part])
     np.testing.assert_array_equal(found, expected[2:5])

@@ -259,6 +259,8 @@ BAD_LISTS = {
     "label not a number": (changed_line(0, "photo/dog/0.png dog"), "line 1 is 'photo/dog/0.png "),
     "negative label": (changed_line(0, "photo/dog/0.png -1"), "line 1 is 'photo/dog/0.png -1'"),
     "label alone": (changed_line(0, "3"), "line 1 is '3'"),
+    "endless label": (changed_line(0, "photo/dog/0.png 99999999999"), "line 1 is 'photo/dog/0.png"),
+    "not a name": (changed_line(0, "dog/\0.png 1"), "line 1 is 'dog/.x00.png 1'"),
     "label 8": (changed_line(13, "photo/person/1.png 8"), "photo.txt has the label 8: expected 1"),
     "0 and 7": (changed_line(0, "photo/dog/0.png 0"), "labels count from 0 in .*photo.txt but go "
                                                       "up to 7 in "),
@@ -555,8 +557,8 @@ def passes(pipelines, batch_size):
     """Images, one-hot labels and validity of each (images, pixels), all with one pipeline."""
     with npu_session.new_graph().as_default():
         pipeline = data_generator.evaluation(
-            batch_size, 1, any(images.resize for images, _ in pipelines),
-            cached=pipelines[0][1] is not None)
+            batch_size, max(len(images.labels) for images, _ in pipelines), 1,
+            any(images.resize for images, _ in pipelines), cached=pipelines[0][1] is not None)
         batch, results = pipeline.next_batch(), []
         assert [part.shape.as_list() for part in batch] == [
             [batch_size, SIDE, SIDE, 3], [batch_size, 7], [batch_size]]

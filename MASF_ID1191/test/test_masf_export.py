@@ -47,7 +47,7 @@ def save_checkpoint(folder, name="model1", changes=None):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Narrow fully connected layers: a .pb takes 11 MB, not 228."""
+    """A narrow network: a .pb takes 0.3 MB, not 228."""
     narrow_network(monkeypatch)
 
 
@@ -87,7 +87,7 @@ def other_python():
 def run_other(*command):
     """Runs the other interpreter; its errors fail the test."""
     done = subprocess.run([other_python()] + list(command), capture_output=True, text=True,
-                          timeout=300, check=False)
+                          timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -169,7 +169,7 @@ def test_relative_difference_by_hand():
 
 
 def test_checkpoint_of_another_network_names_the_variable(checkpoint, tmp_path):
-    with pytest.raises(InputError, match=r"model/fc6/weights \[9216, 24\], this model \[9216, 40"):
+    with pytest.raises(InputError, match=r"conv1/weights \[11, 11, 3, 16\], this model \[1.*96\]"):
         export.export(checkpoint, str(tmp_path / "masf.pb"), 1)
     assert os.listdir(str(tmp_path)) == []
 
@@ -322,8 +322,8 @@ def test_full_disk_keeps_the_earlier_pb(checkpoint, tmp_path):
         [sys.executable, "-c", NARROW + "sys.exit(export.npu_session.run_main(export.main, "
                                         "sys.argv[3:]))",
          HERE, SOURCE, f"--ckpt_dir={checkpoint}", f"--output={path}"],
-        capture_output=True, text=True, timeout=300, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 20, 2 ** 20)))
+        capture_output=True, text=True, timeout=900, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 16, 2 ** 16)))
     assert done.returncode == 1
     assert re.search("error: .*File too large", done.stderr) and "Traceback" not in done.stderr
     assert os.listdir(str(tmp_path)) == ["masf.pb"] and path.read_bytes() == b"earlier"

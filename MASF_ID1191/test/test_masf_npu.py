@@ -105,7 +105,8 @@ def test_a_run_on_the_npu_equals_the_cpus(small_data, tmp_path, record, on_cpu):
     assert sum(any("IterationOp" in name for name in names) for names in fetched) == 1
 
 
-def test_one_step_per_run_and_another_precision(small_data, tmp_path, record):
+def test_one_step_per_run_and_another_precision(small_data, tmp_path, record, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     trained(small_data, tmp_path, "--train_iterations=1", "--test_print_interval=1",
             "--save_best=False", "--precision_mode=allow_mix_precision", "--over_dump=True",
             "--profiling=True")
@@ -113,6 +114,7 @@ def test_one_step_per_run_and_another_precision(small_data, tmp_path, record):
                  if {"enable_dump_debug", "profiling_mode"} <= set(entry["options"]))
     assert found["precision_mode"] == "allow_mix_precision" and record["loops"] == []
     assert os.path.isdir(found["dump_path"])
+    assert os.listdir(str(tmp_path)) == [os.path.basename(run_folder(tmp_path))]
 
 
 def test_a_run_changes_its_device(small_data, tmp_path, monkeypatch, request, on_cpu):

@@ -9,7 +9,7 @@ import npu_session
 import reproduce
 from training_runs import data_flags, narrow_network, read, signal_at
 
-SMALL = ["--targets", "photo", "sketch", "--methods", "deepall", "masf-EL", "--seeds", "0"]
+SMALL = ["--targets", "photo", "sketch", "--methods", "masf-EL", "--seeds", "0", "--warm_up=1"]
 FORWARDED = ["--meta_batch_size=3", "--train_iterations=1", "--test_print_interval=1",
              "--test_batch_size=16", "--threads=1", "--weights_path=random", "--save_best=False"]
 
@@ -42,21 +42,26 @@ def rows(output):
 
 
 def test_every_cell_is_a_row_of_its_trainings_result(finished):
+    """All methods start from the weights of the warm-up, which is a row of its own."""
     found = {(row["method"], row["target"], row["seed"]): row for row in rows(finished)}
-    assert set(found) == {(method, target, "0") for method in ("deepall", "masf-EL")
+    assert set(found) == {(method, target, "0") for method in ("start", "masf-EL")
                           for target in ("photo", "sketch")}
     for (method, target, seed), row in found.items():
-        place = os.path.join(finished, "runs", "seed" + seed)
-        name, = [name for name in os.listdir(place) if name.startswith(f"{method}_{target}.")]
+        place = os.path.join(finished, {"start": "warm_up"}.get(method, "runs"), "seed" + seed)
+        name, = [name for name in os.listdir(place)
+                 if name.startswith(f"{method.replace('start', 'deepall')}_{target}.")]
         result = read(os.path.join(place, name), "result.json")
-        assert result["method"] == method and result["target_domain"] == target
+        assert name.startswith(result["method"]) and result["target_domain"] == target
+        assert result["seed"] == (reproduce.WARM_UP_SEEDS if method == "start" else 0)
         for rule in reproduce.RULES:
             assert float(row[rule]) == result["selection"][rule]["target_accuracy"]
-        assert row["data"] == "stand-in for PACS" and row["weights"] == "random start"
+        assert row["data"] == "stand-in for PACS"
+        assert row["weights"] == ("random start" if method == "start" else
+                                  f"{name.replace('masf-EL', 'deepall')}/checkpoints")
         assert not os.path.exists(os.path.join(place, name, "checkpoints"))
     assert 5000 < os.path.getsize(os.path.join(finished, "comparison.png")) < 300000
     tables = read(finished, "result.json")["tables"]
-    assert tables["last"]["deepall"][1] == [float(found["deepall", "sketch", "0"]["last"])]
+    assert tables["last"]["masf-EL"][1] == [float(found["masf-EL", "sketch", "0"]["last"])]
 
 
 def test_finished_run_again_trains_nothing(finished, small_data, monkeypatch, capsys):
@@ -65,7 +70,8 @@ def test_finished_run_again_trains_nothing(finished, small_data, monkeypatch, ca
     assert run(finished, *SMALL, *data_flags(small_data), *FORWARDED) == 0
     out = capsys.readouterr().out
     assert rows(finished) == before and "cell" not in out
-    assert "DeepAll" in out and "masf-EL" in out and "comparison.png" in out
+    assert "\nstart " in out and "masf-EL" in out and "comparison.png" in out
+    assert "stand-in for PACS, 1 iterations of warm-up, then 1 iterations from random start" in out
 
 
 def test_a_cut_run_goes_on_with_the_cell_it_was_in(small_data, tmp_path, monkeypatch):

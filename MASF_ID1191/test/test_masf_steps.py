@@ -1,6 +1,7 @@
 """Golden values of the network, one episode and three updates, and what the switches leave out.
 
-One graph serves all tests: images, labels and rates are fed. All weights follow the rule FILL.
+One graph serves all golden tests: images, labels and rates are fed, all weights follow the rule
+FILL. The switches are tried on a narrow network.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import collections
@@ -14,6 +15,7 @@ import masf_func
 import npu_session
 import utils
 from golden_rules import FILL, IMG, load
+from training_runs import narrow_network
 
 # Tolerances of the golden README, by step 0, 1, 2; of steps_default and of steps_sens.
 TOLERANCES = {
@@ -28,8 +30,8 @@ TOLERANCES = {
 }
 FLAGS = ("inner_lr", "outer_lr", "metric_lr", "gradients_clip_value", "margin")
 FINAL_STEP = 3  # the losses on step 0's batch after the third update are step "final"
-Program = collections.namedtuple("Program", "session images labels flags episode train_op "
-                                            "variables step test extra reset")
+Program = collections.namedtuple("Program", "session images labels flags episode fetches "
+                                            "train_op variables step test reset")
 
 SWITCHED = {
     "deepall": {"episodic": False, "global_alignment": False, "local_clustering": False},
@@ -75,14 +77,12 @@ def program():
         weights = collections.OrderedDict((name, variable.read_value())
                                           for name, variable in variables.items())
         episode = masf_func.episode(images, labels, weights, build_settings(flags), tf.constant(0))
+        compared = fetches(episode, weights, flags["gradients_clip_value"])
         train_op = masf_func.updates(episode, variables, build_settings(flags))
         test = types.SimpleNamespace(
             activations=masf_func.convolutions(images[0], variables),
             forward=masf_func.alexnet(images[0], variables),
             outputs=masf_func.evaluation(images[0], variables))
-        extra = {name: masf_func.episode(images, labels, weights,
-                                         build_settings(flags, **changes), tf.constant(0))
-                 for name, changes in SWITCHED.items()}
         fresh = tf.variables_initializer([variable for variable in tf.global_variables()
                                           if variable not in tf.trainable_variables()])
         values = {name: FILL("model/" + name, masf_func.variable_shapes()[name], scale, seed)
@@ -96,8 +96,8 @@ def program():
         config = tf.ConfigProto(intra_op_parallelism_threads=1)
         with tf.Session(config=config) as session:
             reset()
-            yield Program(session, images, labels, flags, episode, train_op, variables,
-                          tf.train.get_global_step(), test, extra, reset)
+            yield Program(session, images, labels, flags, episode, compared, train_op, variables,
+                          tf.train.get_global_step(), test, reset)
 
 
 def feed(program, golden, labels, step, **changes):
@@ -109,9 +109,23 @@ def feed(program, golden, labels, step, **changes):
             **{program.flags[name]: value for name, value in dict(flags, **changes).items()}}
 
 
-def fetches(episode, norm):
-    """What is compared: tensors by name; gradients as ordered dicts."""
+def measured(tensors):
+    """[L2 norms [n], first 7 entries in C order [n, 7]] of a dict's tensors, in the graph.
+
+    Sums of squares are added up in float64; fetching the tensors would take gigabytes.
+    """
+    def norm(tensor):
+        rows = tf.reduce_sum(tf.square(tensor), -1)
+        return tf.sqrt(tf.reduce_sum(tf.cast(rows, tf.float64)))
+
+    return [tf.stack([norm(tensor) for tensor in tensors.values()]),
+            tf.stack([tf.reshape(tensor, [-1])[:7] for tensor in tensors.values()])]
+
+
+def fetches(episode, weights, norm):
+    """What is compared: tensors by name; `measured` of gradients and of theta' - theta."""
     losses = episode.losses
+    moved = {name: fast - weights[name] for name, fast in episode.fast_weights.items()}
     return {
         "raw": episode.task_losses, "source_loss": episode.source_loss, "kd_b_a": losses.kd_b_a,
         "kd_b_a1": losses.kd_b_a1, "global_loss": losses.global_loss,
@@ -120,20 +134,11 @@ def fetches(episode, norm):
         "task_loss_fast": tf.reduce_mean(episode.fast_task_losses, 1),
         "group": episode.group_features, "embedding": losses.embedding,
         "terms": episode.terms, **softened(episode),
-        "inner": list(episode.inner_gradients.values()),
-        "task": list(episode.task_gradients.values()),
-        "meta": list(episode.meta_gradients.values()),
-        "clipped": list(masf_func.clipped(episode.meta_gradients, norm).values()),
-        "metric": list(episode.metric_gradients.values()),
-        "fast": list(episode.fast_weights.values()),
+        "inner": measured(episode.inner_gradients), "task": measured(episode.task_gradients),
+        "meta": measured(episode.meta_gradients),
+        "clipped": measured(masf_func.clipped(episode.meta_gradients, norm)),
+        "metric": measured(episode.metric_gradients), "moved": measured(moved),
     }
-
-
-@pytest.fixture(scope="module")
-def graph_fetches(program):
-    """fetches of the program's episode, built once."""
-    with program.session.graph.as_default():
-        return fetches(program.episode, program.flags["gradients_clip_value"])
 
 
 def l2(arrays):
@@ -152,11 +157,11 @@ def close_to_largest(found, expected, tolerance):
 
 
 def in_order(found, ours, names):
-    """Arrays of `found`, which are in the order `ours`, in the order of golden `names`."""
+    """Rows of `found`, which are in the order `ours`, in the order of golden `names`."""
     names = [name.replace("model/", "").replace("/", "_") for name in names.tolist()]
     by_name = dict(zip([name.replace("/", "_") for name in ours], found))
     assert sorted(by_name) == sorted(names)
-    return [by_name[name] for name in names]
+    return np.array([by_name[name] for name in names])
 
 
 def check_losses(values, golden, prefix, rtol):
@@ -199,28 +204,26 @@ def check_gradients(program, values, golden, prefix, tolerance, step):
     episode, names = program.episode, load("steps_default")
     for kind, ours in (("inner", episode.inner_gradients), ("task", episode.task_gradients),
                        ("meta", episode.meta_gradients), ("metric", episode.metric_gradients)):
-        arrays = in_order(values[kind], ours, names[kind + "_names"])
-        norms = golden[f"{prefix}{kind}_grad_norm"]
-        close_to_largest(l2(arrays), norms, tolerance["gradient"][step])
-        np.testing.assert_allclose(heads(arrays), golden[f"{prefix}{kind}_grad_head"], rtol=0,
-                                   atol=tolerance["gradient"][step] * norms.max(), err_msg=kind)
-    limit = golden["flag_gradients_clip_value"]
-    for array, clipped in zip(values["meta"], values["clipped"]):
-        factor = min(1.0, limit / np.linalg.norm(array.astype(np.float64)))
-        np.testing.assert_allclose(clipped, array * factor, rtol=1e-5)
-    arrays = in_order(values["clipped"], episode.meta_gradients, names["meta_names"])
+        norms, firsts = (in_order(part, ours, names[kind + "_names"]) for part in values[kind])
+        expected = golden[f"{prefix}{kind}_grad_norm"]
+        close_to_largest(norms, expected, tolerance["gradient"][step])
+        np.testing.assert_allclose(firsts, golden[f"{prefix}{kind}_grad_head"], rtol=0,
+                                   atol=tolerance["gradient"][step] * expected.max(), err_msg=kind)
+    (norms, firsts), (clipped, clipped_firsts) = values["meta"], values["clipped"]
+    factors = np.minimum(1.0, golden["flag_gradients_clip_value"] / norms)
+    np.testing.assert_allclose(clipped, norms * factors, rtol=1e-5)
+    np.testing.assert_allclose(clipped_firsts, firsts * factors[:, np.newaxis], rtol=1e-5)
+    ordered = in_order(clipped, episode.meta_gradients, names["meta_names"])
     largest = golden[prefix + "meta_grad_norm"].max()  # clipping does not shrink the others' error
-    np.testing.assert_allclose(l2(arrays), golden[prefix + "meta_grad_clipped_norm"], rtol=0,
+    np.testing.assert_allclose(ordered, golden[prefix + "meta_grad_clipped_norm"], rtol=0,
                                atol=tolerance["gradient"][step] * largest)
 
 
-def check_inner_step(program, values, before, golden, prefix, tolerance, step):
+def check_inner_step(program, values, golden, prefix, tolerance, step):
     """Norms of theta' - theta."""
-    weights = dict(zip(program.variables, before))
-    moved = [fast - weights[name] for name, fast in zip(program.episode.fast_weights,
-                                                        values["fast"])]
-    ordered = in_order(moved, program.episode.fast_weights, load("steps_default")["inner_names"])
-    close_to_largest(l2(ordered), golden[prefix + "fast_delta_norm"], tolerance["fast_delta"][step])
+    norms = in_order(values["moved"][0], program.episode.fast_weights,
+                     load("steps_default")["inner_names"])
+    close_to_largest(norms, golden[prefix + "fast_delta_norm"], tolerance["fast_delta"][step])
 
 
 def check_variables(values, start, golden, steps, tolerance):
@@ -292,29 +295,28 @@ def test_golden_outputs_of_the_test_graph(forward):
 
 
 @pytest.mark.parametrize("case", sorted(TOLERANCES))
-def test_golden_meta_steps(program, graph_fetches, case):
+def test_golden_meta_steps(program, case):
     """Three updates: all before each, the variables after 1 and 3, the losses at the end."""
     golden, tolerance = load("steps_" + case), TOLERANCES[case]
     program.reset()
     variables = list(program.variables.values())
-    before = start = program.session.run(variables)
+    start = program.session.run(variables)
     for step in range(FINAL_STEP):
         prefix, labels = f"s{step}_", golden[f"s{step}_labels"]
         inputs = feed(program, golden, labels, step)
-        values, _ = program.session.run((graph_fetches, program.train_op), inputs)
+        values, _ = program.session.run((program.fetches, program.train_op), inputs)
         check_losses(values, golden, prefix, tolerance["loss"][step])
         check_arrays(values, golden, prefix, tolerance, step)
         check_gradients(program, values, golden, prefix, tolerance, step)
-        check_inner_step(program, values, before, golden, prefix, tolerance, step)
+        check_inner_step(program, values, golden, prefix, tolerance, step)
         if f"after{step + 1}_var_norm" in golden:
             after = program.session.run(variables)
             check_variables(after, start, golden, step + 1, tolerance)
             done = golden[f"after{step + 1}_global_step"]
             assert program.session.run(program.step) == done == step + 1
-        before = program.session.run(variables) if step < FINAL_STEP - 1 else None
     values = program.session.run(
-        {name: graph_fetches[name] for name in ("raw", "source_loss", "global_loss",
-                                                "metric_loss")},
+        {name: program.fetches[name] for name in ("raw", "source_loss", "global_loss",
+                                                  "metric_loss")},
         feed(program, golden, golden["s0_labels"], 0))
     for key in ("source_loss", "global_loss", "metric_loss"):
         np.testing.assert_allclose(values[key], golden["final_" + key],
@@ -323,19 +325,18 @@ def test_golden_meta_steps(program, graph_fetches, case):
     close_to_largest(values["raw"], raw, tolerance["logits"][-1])
 
 
-def test_golden_reference_labels(program, graph_fetches):
+def test_golden_reference_labels(program):
     """1-based labels put unshifted into 7 columns: class 0 empty, class 7 a row of zeros."""
     golden = dict(load("zero_label_compat"), **{
         "flag_" + name: load("steps_default")["flag_" + name] for name in FLAGS})
     labels = np.stack([golden["file_labels_" + role] for role in ("a", "a1", "b")])
     program.reset()
-    before = program.session.run(list(program.variables.values()))
-    values = program.session.run(graph_fetches, feed(program, golden, labels, 0))
+    values = program.session.run(program.fetches, feed(program, golden, labels, 0))
     tolerance = TOLERANCES["default"]
     check_losses(values, golden, "", tolerance["loss"][0])
     check_arrays(values, golden, "", tolerance, 0)
     check_gradients(program, values, golden, "", tolerance, 0)
-    check_inner_step(program, values, before, golden, "", tolerance, 0)
+    check_inner_step(program, values, golden, "", tolerance, 0)
     group = one_hot(labels[:, :labels.shape[1] // 3])
     np.testing.assert_array_equal(values["terms"][len(masf_func.TERMS):], group.sum((0, 1)))
     np.testing.assert_array_equal(group.reshape(-1, 7).argmax(1), golden["label_group"])
@@ -349,60 +350,73 @@ def test_golden_reference_labels(program, graph_fetches):
 # ---------------------------------------------------------------- the switches
 
 
-def run_switched(program, name, step=0, **flags):
-    """Values of an episode with other switches, on golden images and weights."""
-    golden = load("steps_sens")
-    episode = program.extra[name]
-    inputs = feed(program, golden, golden[f"s{step}_labels"], step, **flags)
-    return program.session.run({
-        "logits": episode.logits, "fast": episode.fast_logits, "source_loss": episode.source_loss,
-        "task": list(episode.task_gradients.values()),
-        "meta": list(episode.meta_gradients.values()), "losses": episode.fast_task_losses,
-        "terms": episode.terms}, inputs)
+@pytest.fixture(scope="module")
+def switched():
+    """Function (name of SWITCHED or "masf", inner_lr) -> what episode_values fetches.
+
+    Of a narrow network on random images: in these no two values that pooling compares are equal.
+    """
+    random = np.random.RandomState(0)
+    with pytest.MonkeyPatch.context() as patch, npu_session.new_graph().as_default():
+        narrow_network(patch)
+        variables = masf_func.create_variables(masf_func.random_start(0))
+        images = tf.constant(60 * random.standard_normal((3, 3, 227, 227, 3)).astype(np.float32))
+        labels = tf.constant(one_hot(np.array([[0, 1, 2], [0, 1, 3], [0, 2, 3]])))
+        inner_lr = tf.placeholder(tf.float32, [])
+        flags = dict.fromkeys(FLAGS, 1e-5)
+        flags.update(inner_lr=inner_lr, gradients_clip_value=2.0, margin=10.0)
+        episodes = {name: masf_func.episode(images, labels, variables,
+                                            build_settings(flags, **changes), tf.constant(0))
+                    for name, changes in dict(SWITCHED, masf={}).items()}
+        with tf.Session(config=tf.ConfigProto(intra_op_parallelism_threads=1)) as session:
+            session.run(tf.global_variables_initializer())
+            yield lambda name, rate: session.run(episode_values(episodes[name]), {inner_lr: rate})
 
 
-def test_deepall_is_cross_entropy_on_all_three_sources(program):
-    program.reset()
-    golden, values = load("steps_sens"), run_switched(program, "deepall")
-    for row, name in enumerate(("a", "a1")):
-        close_to_largest(values["logits"][row], golden[f"s0_logits_{name}"], 1e-5)
+def episode_values(episode):
+    """What the switches act on; gradients by the variables' names."""
+    return {"logits": episode.logits, "fast": episode.fast_logits,
+            "source_loss": episode.source_loss, "losses": episode.fast_task_losses,
+            "task": dict(episode.task_gradients), "meta": dict(episode.meta_gradients),
+            "metric": dict(episode.metric_gradients)}
+
+
+RATE = 0.01  # of the inner step
+
+
+def test_deepall_is_cross_entropy_on_all_three_sources(switched):
+    values, whole = switched("deepall", RATE), switched("masf", RATE)
+    close_to_largest(values["logits"][:2], whole["logits"], 1e-5)
     np.testing.assert_array_equal(values["logits"], values["fast"])
     np.testing.assert_allclose(values["source_loss"], values["losses"].mean(), rtol=1e-6)
-    assert not program.extra["deepall"].meta_gradients
-    assert not program.extra["deepall"].metric_gradients
-    assert list(program.extra["deepall"].task_gradients) == [
-        name for name in program.variables if not name.startswith("metric")]
+    assert not values["meta"] and not values["metric"]
+    assert set(values["task"]) == {name for name in masf_func.variable_shapes()
+                                   if not name.startswith("metric")}
 
 
-def test_switches_choose_the_meta_loss(program):
+def test_switches_choose_the_meta_loss(switched):
     """The episodic scheme alone: cross entropy of b at theta'. Without it: losses at theta."""
-    assert not program.extra["episodic"].metric_gradients
-    assert "metric/w1" not in program.extra["episodic"].meta_gradients
-    program.reset()
-    golden, values = load("steps_sens"), run_switched(program, "episodic")
-    np.testing.assert_allclose(values["losses"][2].mean(), golden["s0_task_loss_fast"][2],
-                               rtol=2e-5)
-    close_to_largest(l2(values["task"]), golden["s0_task_grad_norm"], 6e-5)
-    alone = run_switched(program, "global")
-    assert "metric/w1" not in program.extra["global"].meta_gradients
+    values, whole = switched("episodic", RATE), switched("masf", RATE)
+    assert not values["metric"] and "metric/w1" not in values["meta"]
+    np.testing.assert_array_equal(values["losses"], whole["losses"])
+    for name, gradient in whole["task"].items():
+        np.testing.assert_array_equal(values["task"][name], gradient, err_msg=name)
+    alone = switched("global", RATE)
+    assert "metric/w1" not in alone["meta"] and "metric/w1" in whole["meta"]
     np.testing.assert_array_equal(alone["logits"], alone["fast"])
+    assert np.abs(whole["logits"] - whole["fast"][:2]).max() > 0
 
 
-def test_second_order_differs_only_where_the_inner_gradient_depends_on_the_weights(program,
-                                                                                 graph_fetches):
+def test_second_order_differs_only_where_the_inner_gradient_depends_on_the_weights(switched):
     """Same losses; other meta gradients, and the same ones when the inner rate is 0."""
-    program.reset()
-    golden = load("steps_sens")
-    first = program.session.run(graph_fetches, feed(program, golden, golden["s0_labels"], 0))
-    second = run_switched(program, "second_order")
-    close_to_largest(second["fast"], first["fast_logits"], 1e-5)
-    names = list(program.episode.meta_gradients)
-    assert list(program.extra["second_order"].meta_gradients) == names
-    inner = [index for index, name in enumerate(names) if not name.startswith("metric")]
-    difference = l2([second["meta"][index] - first["meta"][index] for index in inner])
-    assert (difference > 1e-4 * l2([first["meta"][index] for index in inner])).all()
-    still = program.session.run(graph_fetches["meta"],
-                                feed(program, golden, golden["s0_labels"], 0, inner_lr=0.0))
-    other = run_switched(program, "second_order", inner_lr=0.0)["meta"]
-    for ours, theirs in zip(other, still):
-        close_to_largest(ours, theirs, 1e-4)
+    first, second = switched("masf", RATE), switched("second_order", RATE)
+    close_to_largest(second["fast"], first["fast"], 1e-4)
+    assert list(second["meta"]) == list(first["meta"])
+    for name, gradient in first["meta"].items():
+        difference = np.linalg.norm(second["meta"][name] - gradient)
+        assert name.startswith("metric") or difference > 1e-3 * np.linalg.norm(gradient), name
+    first, second = switched("masf", 0.0), switched("second_order", 0.0)
+    largest = max(map(np.linalg.norm, first["meta"].values()))
+    for name, gradient in first["meta"].items():
+        difference = np.linalg.norm(second["meta"][name] - gradient)
+        assert difference < 1e-4 * np.linalg.norm(gradient) + 1e-6 * largest, name
