@@ -23,7 +23,8 @@ def self_expression(matrices, weights, ridge_share=RIDGE_SHARE):
       matrices: list of M float [N, D_m], a row per sample. weights: M numbers of at least 0.
       ridge_share: the ridge over the mean of sum_m w_m |x_m|^2 over the samples.
     Returns:
-      float64 [N, N].
+      float64 [N, N]. The column of a sample that is all 0 (a black image) has equal entries: it
+      is as near to all others, where the solution would leave it without any.
     Raises:
       InputError: the matrices hold nothing but 0, or numbers that are not finite.
     Source: row i of the solution is -P_i / P_ii with P = (sum_m w_m X_m X_m' + ridge I)^-1.
@@ -36,11 +37,13 @@ def self_expression(matrices, weights, ridge_share=RIDGE_SHARE):
     if not (np.isfinite(energy) and energy > 0):
         raise InputError(f"the mean energy of a sample is {energy}: expected images that are "
                          "finite and not all black, and weights that are not all 0")
+    black = np.diag(gram) == 0
     gram[np.diag_indices(len(gram))] += ridge_share * energy
     factor = scipy.linalg.cho_factor(gram, overwrite_a=True, check_finite=False)
     precision = scipy.linalg.cho_solve(factor, np.eye(len(gram)), overwrite_b=True,
                                        check_finite=False)
     coefficients = precision / -np.diag(precision)[:, None]
+    coefficients[:, black] = 1 / len(gram)
     np.fill_diagonal(coefficients, 0)
     return coefficients
 

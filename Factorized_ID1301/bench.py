@@ -117,6 +117,7 @@ def open_session(args, threads):
     """A session on the current graph that works with `threads` threads, variables initialised."""
     config = npu_session.session_config(args)
     config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = threads
+    config.use_per_session_threads = True  # else all share the pool of the first one's size
     session = tf.Session(config=config)
     session.run(tf.global_variables_initializer())
     return session

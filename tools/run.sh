@@ -9,6 +9,7 @@ main_job() { # model directory -> its main program, and flags that make it a job
     AdaGAN) echo reproduce.py ;;
     CSGM) echo src/reproduce.py ;;
     DMSC_ID1259) echo pretrain_affinity_fusion.py --demo ;;
+    Factorized_ID1301) echo reproduce.py ;;
     MASF_ID1191) echo main.py --preset=demo ;;
   esac
 }

@@ -66,6 +66,19 @@ def test_one_line_per_modality_and_one_for_all(views):
     assert set(unknown.labels) == {1, 2, 3}
 
 
+def test_a_black_image_does_not_stop_the_others(views):
+    """Extended Yale B has some: an eye in the shadow."""
+    matrix, truth = views[0][0].copy(), views[1]
+    matrix[[7, 33]] = 0
+    C = baselines.self_expression([matrix], [1.0])
+    assert (C[:, 7] > 0).sum() == len(C) - 1 and C[7, 7] == 0
+    rest = np.delete(np.arange(60), [7, 33])
+    alone = baselines.self_expression([matrix[rest]], [1.0], baselines.RIDGE_SHARE * 58 / 60)
+    np.testing.assert_allclose(C[np.ix_(rest, rest)], alone, atol=1e-9)
+    labels = baselines.ridge([matrix], 3)
+    assert metrics.scores(truth[rest], labels[rest]).accuracy == 1
+
+
 @pytest.mark.parametrize("matrix", [np.zeros((8, 4)), np.full((8, 4), np.nan)])
 def test_black_or_broken_images_are_refused(matrix):
     with pytest.raises(InputError, match="mean energy of a sample is"):

@@ -453,9 +453,9 @@ def test_a_run_goes_on_in_the_other_tensorflow_and_comes_back(faces, tmp_path, r
     trained(faces, alone, "--max_steps=8")
     ours, theirs = variables(alone), variables(folder)
     assert sorted(ours) == sorted(theirs) and theirs["global_step"] == 8
-    for name, value in ours.items():  # Adam turns rounding into steps of about the learning rate
-        np.testing.assert_allclose(theirs[name], value, rtol=0.01, err_msg=name,
-                                   atol=1e-3 + 1e-3 * np.abs(value).max())
+    for name, value in ours.items():  # ReLU and pooling route gradients by the last digit
+        apart = np.linalg.norm(np.subtract(theirs[name], value))
+        assert apart <= 1e-3 + 0.05 * np.linalg.norm(value), name
     code, out, err = train(faces, folder, "--max_steps=10")
     assert code == 0 and "at counter = 8" in out, err
 
