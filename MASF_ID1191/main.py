@@ -490,7 +490,7 @@ def run_session(args, data, weights, graph, folder):
             load(session)
         code, step, found = train(args, data, folder, session, graph, savers, step)
         if code:
-            print(f"stopped by a signal after iteration {step - 1}: continue with --resume")
+            print(f"stopped by a signal before iteration {step}: continue with --resume")
             return code
         found = found or evaluate(args, data, session, graph.evaluation)
     write_result(args, data, found, folder, step)

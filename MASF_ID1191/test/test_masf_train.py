@@ -233,7 +233,7 @@ def test_events_are_readable_and_their_tags_stable(whole):
 def test_resume_after_sigterm_is_exact(whole, small_data, tmp_path, monkeypatch):
     """Stopped within an evaluation interval and again, moved in between."""
     out = stopped(monkeypatch, 1, small_data, tmp_path / "a")
-    assert "stopped by a signal after iteration 0: continue with --resume" in out
+    assert "stopped by a signal before iteration 1: continue with --resume" in out
     shutil.move(str(tmp_path / "a"), str(tmp_path / "b"))
     out = stopped(monkeypatch, 3, small_data, tmp_path / "b", "--resume")
     assert re.search(r"Restoring model weights from .*checkpoints.model0\n", out)
