@@ -163,7 +163,8 @@ def test_bars_have_the_seeds_form(whole):
     bars = re.split("[\r\n]+", whole[2])
     for epoch in (1, 2):
         ended = [bar for bar in bars if re.fullmatch(
-            rf"Epoch  {epoch}/ 2: 100%\|.+\| 10/10 \[\d\d:\d\d<00:00, +\d+\.\d\dit/s\]", bar)]
+            rf"Epoch  {epoch}/ 2: 100%\|.+\| 10/10 \[\d\d:\d\d<00:00, +\d+\.\d\d(it/s|s/it)\]",
+            bar)]  # s/it below one iteration per second, as on a machine that is busy
         assert len(ended) == STEPS, bars
 
 
