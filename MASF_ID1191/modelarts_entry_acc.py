@@ -1,9 +1,8 @@
 """Start file of a ModelArts job: copies data in, runs a ModelZoo script, copies the results out.
 
-As modelarts_entry_acc.py it runs test/train_full_1p.sh, as modelarts_entry_perf.py the short
-test/train_performance_1p.sh. Flags that the script knows go to it; the platform adds others, which
-are named and passed over. The master is tools/modelarts_entry.py; tools/sync copies it byte for
-byte to both names in each model directory.
+It runs test/train_full_1p.sh, modelarts_entry_perf.py the short test/train_performance_1p.sh.
+Flags that the script knows go to it; the platform adds others, which are named and passed over. The
+master is in tools/; tools/sync copies it byte for byte into each model directory.
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import os
@@ -44,12 +43,6 @@ def parse_args(argv=None):
     return parser.parse_known_args(argv)
 
 
-def script_path():
-    """The script that this file's name stands for."""
-    kind = "performance" if "perf" in os.path.basename(sys.argv[0] or __file__) else "full"
-    return os.path.join(HERE, "test", f"train_{kind}_1p.sh")
-
-
 def known_flags(script, flags):
     """Those of `flags` that the script's --help names; a line says which it does not."""
     shown = subprocess.run(["bash", script, "--help"], stdout=subprocess.PIPE, check=True,
@@ -86,10 +79,10 @@ def collect(output):
     say(f"log and results are in {target}")
 
 
-def main(argv=None):
-    """Runs the script between the copies; returns its exit code."""
+def main(argv=None, name="train_full_1p.sh"):
+    """Runs the script of that name between the copies; returns its exit code."""
     args, others = parse_args(argv)
-    script = script_path()
+    script = os.path.join(HERE, "test", name)
     flags = known_flags(script, others)
     with npu_session.staged(args.data_url, args.train_url) as (data, output):
         folders = [f"--{name}={folder}" for name, folder in (

@@ -7,7 +7,7 @@ The master is tools/shell_contract.py; tools/sync copies it byte for byte into e
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import collections
-import importlib.util
+import importlib
 import os
 import platform
 import shutil
@@ -336,11 +336,9 @@ class Moxing:
 def enter(bench, monkeypatch, capfd):
     """Function (entry, *flags, mode) -> (exit code, standard output and error) of a start file."""
     def run(entry, *flags, mode="good"):
-        spec = importlib.util.spec_from_file_location(entry[:-3], str(HERE.parent / entry))
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(module, "HERE", str(bench.model))
-        monkeypatch.setattr(sys, "argv", [entry])
+        monkeypatch.syspath_prepend(str(HERE.parent))
+        module = importlib.import_module(entry[:-3])
+        monkeypatch.setattr(sys.modules["modelarts_entry_acc"], "HERE", str(bench.model))
         for name, value in dict(bench.environment, STUB_MODE=mode).items():
             monkeypatch.setenv(name, value)
         for name in ("ASCEND_DEVICE_ID", "RANK_SIZE", "RANK_ID", "JOB_ID"):
