@@ -30,7 +30,7 @@ from npu_session import InputError
 # A resumed run keeps these.
 FIXED = ("seed", "data", "fusion", "reconstruction_weights", "self_expression_weights",
          "learning_rate", "reg_constant1", "reg_constant2", "eval_from", "eval_every", "ro",
-         "power", "starts", "clusters")
+         "subspace_dimension", "power", "starts", "clusters", "compute_dtype")
 CHECKPOINT_NAME = "step-%d"
 SHOWN_SAMPLES = 8  # in the picture of reconstructions
 DEMO_SUBJECTS, DEMO_IMAGES = 10, 32
@@ -49,8 +49,11 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def load_data(args):
-    """The data that the flags name; stand-in faces where they name none and there is none."""
+def load_data(args, dimension=metrics.DIMENSION):
+    """The data that the flags name; stand-in faces where they name none and there is none.
+
+    dimension: of a cluster's subspace, see data_input.load.
+    """
     folder = options.data_folder(args)
     if folder is None and args.mat == DEMO_NAME:
         folder = os.path.join(args.output_dir, "Data")
@@ -59,7 +62,7 @@ def load_data(args):
             print(f"drawing stand-in faces (not Extended Yale B) into {path}", flush=True)
             make_standin_data.make_standin_data(path, DEMO_SUBJECTS, DEMO_IMAGES)
     data = data_input.load(make_standin_data.data_file(folder, args.mat, args.seed),
-                           args.subjects, args.clusters)
+                           args.subjects, args.clusters, dimension, args.equalise)
     print(f"data: {data.name}")
     return data
 
@@ -126,7 +129,7 @@ def build_graph(args, data):
 
     def step():
         return network.affinity_step(weights, images, constants, args.learning_rate, theta_before,
-                                     args.fusion)
+                                     args.fusion, tf.as_dtype(args.compute_dtype))
 
     loop = npu_session.Loop(step, args.steps_per_call)
     theta = network.without_diagonal(weights.coef)
@@ -151,7 +154,7 @@ def cluster(args, theta, number):
     for _ in range(2 * number):
         random.uniform(size=len(theta))
         random.randint(len(theta))
-    return metrics.post_proC(metrics.thrC(theta, args.ro), args.clusters, data_input.DIMENSION,
+    return metrics.post_proC(metrics.thrC(theta, args.ro), args.clusters, args.subspace_dimension,
                              args.power, random, args.starts)
 
 
@@ -216,7 +219,7 @@ def train(args, data, folder, history, session, graph, saver, step):
 
 def run(args):
     """Trains or resumes stage 2, clusters, and writes the results; returns the exit code."""
-    data = load_data(args)
+    data = load_data(args, args.subspace_dimension)
     settle(args, data)
     weights_path = options.model_path(args)
     if not checkpoints.exists(weights_path):
@@ -328,6 +331,7 @@ def main(argv=None):
     """Parses the flags, stages ModelArts' folders, trains and clusters; returns the exit code."""
     args = parse_args(argv)
     options.check_rank_size(args)
+    options.check_compute_dtype(args)
     with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
         args.data_dir = data_dir or args.data_dir
         args.output_dir = output_dir or args.output_dir

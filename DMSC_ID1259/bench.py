@@ -23,13 +23,13 @@ import data_input
 import metrics
 import network
 import npu_session
+import options
 import standin_faces
 from options import POSITIVE_INT
 
 COST_RTOL = 1e-4  # of the costs of the steps compared; the sums are of float32
 THETA_TOLERANCE = 1e-4  # of Theta's largest entry, after those steps
 AFFINITY_ATOL = 1e-8  # of the affinity, which is in [0, 1]
-POWER = 8
 
 
 def parse_args(argv=None):
@@ -93,9 +93,9 @@ def summary(seconds, units):
     return result
 
 
-def shares(result):
-    """Our time as a share of the reference's, of the medians in a summary."""
-    return {name: result["ours"][key] / result["reference"][key]
+def shares(result, side="ours"):
+    """A side's time as a share of the reference's, of the medians in a summary."""
+    return {name: result[side][key] / result["reference"][key]
             for name, key in (("share", "median"), ("share_processor", "processor"))}
 
 
@@ -145,10 +145,11 @@ def load_data(args):
 # ---------------------------------------------------------------- training
 
 
-def training_args(args, data):
+def training_args(args, data, compute_dtype="float32"):
     """affinity_fusion.py's flags at their defaults, but for ours."""
     flags = affinity_fusion.parse_args([f"--seed={args.seed}", f"--threads={args.threads}",
                                         f"--precision_mode={args.precision_mode}",
+                                        f"--compute_dtype={compute_dtype}",
                                         f"--steps_per_call={args.steps}"])
     affinity_fusion.settle(flags, data)
     return flags
@@ -165,10 +166,11 @@ def open_session(args, iterations_per_loop=1):
 class OurTraining:
     """affinity_fusion.py's graph: images resident, one product, the steps in one session.run."""
 
-    def __init__(self, args, data):
+    def __init__(self, args, data, compute_dtype="float32"):
         self._steps = args.steps
+        flags = training_args(args, data, compute_dtype)
         with npu_session.new_graph().as_default() as self.tf_graph:
-            self._graph = affinity_fusion.build_graph(training_args(args, data), data)
+            self._graph = affinity_fusion.build_graph(flags, data)
             self._session = open_session(args, args.steps)
             self._session.run(self._graph.fill, self._graph.feed)
             self._graph.loop.prepare(self._session)
@@ -281,6 +283,8 @@ def bench_training(args, data):
         theta_difference = assert_same(ours.theta(), theta, "Theta",
                                        atol=THETA_TOLERANCE * largest)
         sides = {"reference": reference, "ours": ours}
+        if options.computes_in("bfloat16"):
+            sides["ours_bfloat16"] = OurTraining(args, data, "bfloat16")
         seconds, growth = measure({name: side.run for name, side in sides.items()}, args.repeats,
                                   [side.tf_graph for side in sides.values()])
         reference.close()
@@ -312,12 +316,12 @@ def reference_threshold(C, ro):
 def reference_affinity(C, K):
     """The affinity in the reference's shape: svds of the dense matrix, and a power."""
     symmetric = 0.5 * (C + C.T)
-    left, values, _ = scipy.sparse.linalg.svds(symmetric, data_input.DIMENSION * K + 1,
+    left, values, _ = scipy.sparse.linalg.svds(symmetric, metrics.DIMENSION * K + 1,
                                                v0=np.ones(len(C)))
     rows = left[:, ::-1] @ np.diag(np.sqrt(values[::-1]))
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = rows @ rows.T
-    affinity = np.abs((cosines * (cosines > 0)) ** POWER)
+    affinity = np.abs((cosines * (cosines > 0)) ** metrics.POWER)
     affinity = affinity / affinity.max()
     return 0.5 * (affinity + affinity.T)
 
@@ -343,8 +347,7 @@ def reference_evaluation(C, K, truth, random):
 
 def our_evaluation(C, K, truth, random):
     """(labels 1..K, affinity, metrics.Scores) as affinity_fusion.py evaluates."""
-    labels, L = metrics.post_proC(metrics.thrC(C, metrics.alpha(K)), K, data_input.DIMENSION,
-                                  POWER, random)
+    labels, L = metrics.post_proC(metrics.thrC(C, metrics.alpha(K)), K, random=random)
     return labels, L, metrics.scores(truth, labels)
 
 
@@ -372,16 +375,19 @@ def bench_evaluation(args, data):
 
 
 def table(results):
-    """Markdown lines: one row per part, median (quartiles)."""
+    """Markdown lines: a row per part and side of ours, median (quartiles)."""
     lines = ["| part | unit | reference's shape | ours | ours / reference | of processor time |",
              "|---|---|---|---|---|---|"]
-    for part in ("training", "evaluation"):
-        if part in results:
+    rows = (("training", "ours", "training"),
+            ("training", "ours_bfloat16", "training, --compute_dtype=bfloat16"),
+            ("evaluation", "ours", "evaluation"))
+    for part, side, label in rows:
+        if side in results.get(part, ()):
             result = results[part]
-            cells = ["{median:.4g} ({low:.4g} to {high:.4g})".format(**result[side])
-                     for side in ("reference", "ours")]
-            lines.append("| {} | {} | {} | {} | {:.2f} | {:.2f} |".format(
-                part, result["unit"], *cells, result["share"], result["share_processor"]))
+            cells = ["{median:.4g} ({low:.4g} to {high:.4g})".format(**result[name])
+                     for name in ("reference", side)]
+            lines.append("| {} | {} | {} | {} | {share:.2f} | {share_processor:.2f} |".format(
+                label, result["unit"], *cells, **shares(result, side)))
     return lines
 
 

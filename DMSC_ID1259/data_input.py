@@ -12,24 +12,26 @@ import numpy as np
 import scipy.io
 import tensorflow.compat.v1 as tf
 
+import metrics
 from npu_session import InputError
 
 SIDE = 32
 STANDIN_KEY = "standin"  # a file with this key holds generated images
-DIMENSION = 6  # of a cluster's subspace: the reference's spectral step needs N > 6 K + 1
 
 Data = collections.namedtuple("Data", "name images labels clusters is_standin names",
                               defaults=(None,))
 Pipeline = collections.namedtuple("Pipeline", "initializer next_rows feed")
 
 
-def load(path, subjects=None, clusters=None):
+def load(path, subjects=None, clusters=None, dimension=metrics.DIMENSION, equalise=False):
     """Reads a data set.
 
     Args:
       path: .mat file, MATLAB 5.
       subjects: keep the first so many classes only (needs labels); None keeps all.
       clusters: K for a file without labels, or instead of the number of its classes.
+      dimension: d, of a cluster's subspace: N must be above d K + 1.
+      equalise: scale the images, see equalised.
     Returns:
       Data: name; images, a list of M float32 [N, 32, 32, 1] with pixels 0..255; labels int64 [N]
       1..K or None; clusters K, an int; is_standin: the images are generated, not real; names: M
@@ -44,11 +46,13 @@ def load(path, subjects=None, clusters=None):
     if subjects:
         images, labels = first_subjects(path, images, labels, subjects)
     clusters = clusters or (None if labels is None else int(labels.max()))
-    check_clusters(path, clusters, len(images[0]))
+    check_clusters(path, clusters, len(images[0]), dimension)
     is_standin = STANDIN_KEY in content
     name = os.path.splitext(os.path.basename(path))[0]
     if subjects:
         name += f", first {subjects} subjects"
+    if equalise:
+        name, images = name + ", equalised", [equalised(image) for image in images]
     return Data(("stand-in faces " if is_standin else "") + name, images, labels, clusters,
                 is_standin, modality_names(content, len(images)))
 
@@ -68,6 +72,20 @@ def read_mat(path):
     except Exception as error:  # scipy raises whatever the damaged bytes lead to
         raise InputError(f"{path} cannot be read as a MATLAB file ({error}): copy or make it "
                          "again") from None
+
+
+def equalised(images):
+    """One modality's images scaled to the same sum of squares, its mean; black ones stay.
+
+    The losses are plain sums of squares: without this a dark image weighs as little as it is dark.
+
+    Args: images: float32 [N, 32, 32, 1].
+    Returns:
+      float32 [N, 32, 32, 1]; pixels may be above 255.
+    """
+    energy = np.square(images, dtype=np.float64).sum(axis=(1, 2, 3), keepdims=True)
+    scale = np.sqrt(np.divide(energy.mean(), energy, out=np.ones_like(energy), where=energy > 0))
+    return (images * scale).astype(np.float32)
 
 
 def modality_count(path, content):
@@ -161,16 +179,16 @@ def first_subjects(path, images, labels, subjects):
     return [image[kept] for image in images], labels[kept]
 
 
-def check_clusters(path, clusters, samples):
+def check_clusters(path, clusters, samples, dimension):
     """InputError unless K is known, at least 2 and small enough for the spectral step."""
     if clusters is None:
         raise InputError(f"{path} has no Label: give the number of clusters with --clusters")
     if clusters < 2:
         raise InputError(f"{path}: {clusters} cluster; there is nothing to tell apart")
-    if samples <= DIMENSION * clusters + 1:
+    if samples <= dimension * clusters + 1:
         raise InputError(
-            f"{path}: {samples} images for {clusters} clusters; more than {DIMENSION} K + 1 = "
-            f"{DIMENSION * clusters + 1} are needed, for the affinity has that rank")
+            f"{path}: {samples} images for {clusters} clusters; more than {dimension} K + 1 = "
+            f"{dimension * clusters + 1} are needed, for the affinity has that rank")
 
 
 # ---------------------------------------------------------------- order of batches

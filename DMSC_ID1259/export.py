@@ -56,6 +56,7 @@ def parse_args(argv=None):
     group("--data_dir", help="folder that has the file; wins over --data_path")
     group("--subjects", type=POSITIVE_INT, help="use the first so many classes only")
     group("--clusters", type=POSITIVE_INT, help="K; default: the number of classes in Label")
+    options.add_equalise_flag(group)
     group("--write_inputs", metavar="FOLDER", help="also write the .bin files that msame reads")
     group("--check_latents", metavar="FILE", nargs="+",
           help="instead of exporting, cluster all samples by the latents that msame wrote (.txt, "

@@ -24,6 +24,8 @@ SHIFT = 1e-5  # makes the Laplacian positive definite and keeps its eigenvectors
 FIRST_SORTED, FIRST_SHARE = 64, 1 / 8  # entries of a column that are sorted at first
 MAX_ROTATIONS, MAX_REDRAWS = 20, 30  # scikit-learn's limits in the discretisation
 
+DIMENSION, POWER = 6, 8.0  # of a cluster's subspace and of the cosines: the reference's
+
 Scores = collections.namedtuple("Scores", "accuracy nmi ari")
 
 
@@ -93,7 +95,7 @@ def _largest(magnitudes, limits, count):
     return kept, (counts < count) | (count == samples)
 
 
-def affinity(C, K, d=6, alpha=8):
+def affinity(C, K, d=DIMENSION, alpha=POWER):
     """Affinity of the samples by the directions of their subspaces, sharpened by a power.
 
     The d K + 1 leading singular vectors of (C + C') / 2, weighted by the roots of their singular
@@ -288,7 +290,7 @@ def _rotate(rows, rotation):
     return labels, objective
 
 
-def post_proC(C, K, d=6, alpha=8, random=None, starts=1):
+def post_proC(C, K, d=DIMENSION, alpha=POWER, random=None, starts=1):
     """Clusters the samples of a thresholded self-expression matrix.
 
     Args:

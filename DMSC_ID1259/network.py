@@ -210,21 +210,32 @@ def express(theta, codes):
     return [tf.reshape(part, [rows] + shape[1:]) for part, shape in zip(parts, shapes)]
 
 
-def forward(weights, images, theta, fusion="affinity", rows=None):
+def forward(weights, images, theta, fusion="affinity", rows=None, compute_dtype=tf.float32):
     """The whole network.
 
     Args:
       weights, images, fusion: see create_weights and encode.
       theta: float32 [N, N]; None decodes the codes themselves.
       rows: int32, samples to express and decode; None: all.
+      compute_dtype: of all layers and of the product with theta.
     Returns:
-      Pass: codes Z^i (list of maps), expressed theta Z^i, reconstructed (list of M packed images).
+      Pass: codes Z^i (list of maps), expressed theta Z^i, reconstructed (list of M packed images);
+      all float32.
     """
-    codes = encode(weights, images, fusion)
+    weights = weights._replace(own=_cast(weights.own, compute_dtype),
+                               fused=_cast(weights.fused, compute_dtype),
+                               decoders=_cast(weights.decoders, compute_dtype))
+    codes = encode(weights, _cast(images, compute_dtype), fusion)
     expressed = codes
     if theta is not None:
-        expressed = express(theta if rows is None else tf.gather(theta, rows), codes)
-    return Pass(codes, expressed, decode(weights, expressed))
+        theta = theta if rows is None else tf.gather(theta, rows)
+        expressed = express(tf.cast(theta, compute_dtype), codes)
+    return _cast(Pass(codes, expressed, decode(weights, expressed)), tf.float32)
+
+
+def _cast(tensors, dtype):
+    """Tensors in nested lists and tuples, in another type."""
+    return tf.nest.map_structure(lambda tensor: tf.cast(tensor, dtype), tensors)
 
 
 # ---------------------------------------------------------------- losses
@@ -318,21 +329,24 @@ def get_counter():
                                trainable=False)
 
 
-def pretrain_step(weights, images, loss_weights, learning_rate, fusion="affinity"):
+def pretrain_step(weights, images, loss_weights, learning_rate, fusion="affinity",
+                  compute_dtype=tf.float32):
     """One Adam update (0.9, 0.999, 1e-8) of stage 1 on packed images of every modality.
 
     Coef keeps its diagonal here. weights.coef None: a plain autoencoder, for any B.
+    compute_dtype: see forward; variables, losses and updates are float32 in any case.
     Returns:
       (train_op, float32 [1 + M]: the loss and each modality's error, before the update).
     """
-    result = forward(weights, images, weights.coef, fusion)
+    result = forward(weights, images, weights.coef, fusion, compute_dtype=compute_dtype)
     loss, errors = pretrain_loss(result, images, loss_weights)
     optimizer = npu_session.wrap_optimizer(Adam(learning_rate),
                                            PRETRAIN_LOSS_SCALE)
     return _apply(optimizer, optimizer.compute_gradients(loss)), tf.stack([loss] + errors)
 
 
-def affinity_step(weights, images, constants, learning_rate, theta_before, fusion="affinity"):
+def affinity_step(weights, images, constants, learning_rate, theta_before, fusion="affinity",
+                  compute_dtype=tf.float32):
     """One Adam update of stage 2 on all samples.
 
     Args: as before; constants: see affinity_loss. theta_before: variable [N, N] that receives
@@ -341,7 +355,7 @@ def affinity_step(weights, images, constants, learning_rate, theta_before, fusio
       (train_op, float32 [5]: AFFINITY_TERMS before the update).
     """
     theta = without_diagonal(weights.coef)
-    result = forward(weights, images, theta, fusion)
+    result = forward(weights, images, theta, fusion, compute_dtype=compute_dtype)
     cost, terms = affinity_loss(result, images, theta, constants)
     optimizer = npu_session.wrap_optimizer(Adam(learning_rate),
                                            AFFINITY_LOSS_SCALE)

@@ -3,12 +3,15 @@
 import os
 
 import numpy as np
+import tensorflow.compat.v1 as tf
 
+import metrics
 import network
 import npu_session
 from npu_session import InputError
 
 MIXLIST = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ops_info.json")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 ROWS_PER_CALL = 6400  # default steps per session.run times samples: some ten seconds on a CPU
 
 
@@ -37,6 +40,7 @@ def add_shared_flags(parser, model, epoch, epoch_help):
     add("--data_dir", help="folder that has the file; wins over --data_path")
     add("--subjects", type=POSITIVE_INT, help="use the first so many classes only; default: all")
     add("--clusters", type=POSITIVE_INT, help="K; default: the number of classes in Label")
+    add_equalise_flag(add)
     add("--output_dir", default=".", help="receives models/, logs/ and results/")
     add("--model", default=model, help="weights are <output_dir>/models/<model>.ckpt")
     add("--epoch", type=POSITIVE_INT, default=epoch, help=epoch_help)
@@ -49,11 +53,22 @@ def add_shared_flags(parser, model, epoch, epoch_help):
     add("--reconstruction_weights", type=WEIGHT, nargs="+", metavar="W",
         default=list(network.RECONSTRUCTION_WEIGHTS),
         help="one per modality, or two: of the first and of each other")
+    add("--compute_dtype", choices=COMPUTE_DTYPES, default="float32",
+        help="of the layers and the product with the matrix; variables, losses and updates are "
+             "float32 in any case; bfloat16 saves much time on CPUs that multiply it in hardware "
+             "(AMX), with TensorFlow 2.x")
     add("--steps_per_call", type=POSITIVE_INT,
         help="steps per session.run; a signal waits for its end. Default: the first of 10, 5, 2, "
              f"1 that is at most {ROWS_PER_CALL} / N and divides the schedule")
     npu_session.add_flags(parser, precision_mode="allow_mix_precision")
     parser.set_defaults(seed=0)  # the reference's
+
+
+def add_equalise_flag(add):
+    """Adds --equalise; add: a parser's add_argument."""
+    add("--equalise", type=npu_session.boolean, nargs="?", const=True, default=False,
+        metavar="True|False", help="scale every image to the same sum of squares, so that dark "
+                                   "images weigh as much as bright ones")
 
 
 def add_affinity_flags(parser):
@@ -71,7 +86,9 @@ def add_affinity_flags(parser):
         help="weight of |Z - Theta Z|^2; default 10^(K/10-3); made for pixels of 0..255")
     add("--ro", type=POSITIVE, help="share of each column of |Theta| to keep; default "
                                     "max(0.4 - (K-1)/100, 0.1)")
-    add("--power", type=POSITIVE, default=8.0, help="exponent of the affinity")
+    add("--subspace_dimension", type=POSITIVE_INT, default=metrics.DIMENSION,
+        help="d, of a cluster's subspace: the affinity has rank d K + 1, so N must be larger")
+    add("--power", type=POSITIVE, default=metrics.POWER, help="exponent of the affinity")
     add("--starts", type=POSITIVE_INT, default=1,
         help="starts of the discretisation, of which the best by its own objective is kept")
 
@@ -82,6 +99,23 @@ def check_rank_size(args):
         count = args.rank_size if args.rank_size != 1 else npu_session.size()
         raise InputError(f"--rank_size={count}: all samples share one matrix, so training is not "
                          "distributed; use --rank_size=1")
+
+
+def computes_in(dtype):
+    """Whether this TensorFlow computes in one of COMPUTE_DTYPES on this device.
+
+    1.x is not even tried: it would hand the products to XLA's device, which is far slower.
+    """
+    return dtype == "float32" or not (
+        tf.__version__.startswith("1.") or npu_session.backend() == "npu")
+
+
+def check_compute_dtype(args):
+    """InputError unless this TensorFlow computes in --compute_dtype."""
+    if not computes_in(args.compute_dtype):
+        raise InputError(f"--compute_dtype={args.compute_dtype}: not with TensorFlow "
+                         f"{tf.__version__} on {npu_session.backend()}; leave the flag out (on an "
+                         "NPU --precision_mode decides)")
 
 
 def set_steps_per_call(args, samples, *counts):

@@ -26,7 +26,7 @@ from options import POSITIVE_INT, WEIGHT
 MODES = ("train", "evaluate", "train_and_evaluate")
 # A resumed run keeps these.
 FIXED = ("seed", "data", "fusion", "reconstruction_weights", "learning_rate", "autoencoder",
-         "batch_size")
+         "batch_size", "compute_dtype")
 # What --demo changes: minutes on two cores.
 DEMO = {"mat": affinity_fusion.DEMO_NAME, "autoencoder": True, "batch_size": 64, "epoch": 400,
         "affinity_steps": 400, "eval_from": 50, "eval_every": 25}
@@ -102,7 +102,7 @@ def build_graph(args, data):
         rows = pipeline.next_rows()
         train_op, terms = network.pretrain_step(
             weights, [tf.gather(image, rows) for image in images], loss_weights,
-            args.learning_rate, args.fusion)
+            args.learning_rate, args.fusion, tf.as_dtype(args.compute_dtype))
         return tf.group(train_op, window.assign_add(terms)), terms
 
     loop = npu_session.Loop(step, args.steps_per_call)
@@ -199,7 +199,7 @@ def write_if_best(folder, session, graph, log):
 
 def run(args):
     """Pre-trains or resumes; returns the exit code."""
-    data = affinity_fusion.load_data(args)
+    data = affinity_fusion.load_data(args, args.subspace_dimension)
     args.data, samples = data.name, len(data.images[0])
     order = check_batch_size(args, samples)
     per_epoch, last_step = schedule(args, samples)
@@ -241,6 +241,7 @@ def main(argv=None):
     """Parses the flags, stages ModelArts' folders and runs the stages of --mode."""
     args = parse_args(argv)
     options.check_rank_size(args)
+    options.check_compute_dtype(args)
     with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
         args.data_dir = data_dir or args.data_dir
         args.output_dir = output_dir or args.output_dir

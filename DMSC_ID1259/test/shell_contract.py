@@ -7,6 +7,7 @@ The master is tools/shell_contract.py; tools/sync copies it byte for byte into e
 """
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import collections
+import contextlib
 import importlib
 import os
 import platform
@@ -54,6 +55,19 @@ Job = collections.namedtuple("Job", "network program batch_size lines keys losse
                              defaults=[None])
 
 
+@contextlib.contextmanager
+def interrupts():
+    """Within it SIGINT is not ignored here, so that it isn't in what is started.
+
+    A script can't trap what its caller ignores, and shells' background jobs ignore it.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Bench:
     """A copy of the scripts beside a stub trainer; `run` starts one of them and waits."""
 
@@ -79,12 +93,12 @@ class Bench:
         (self.folder / "lines").write_bytes(lines.encode())
 
     def start(self, script, *flags, mode="good", cwd=None, **environment):
-        return subprocess.Popen(
-            ["bash", str(self.model / "test" / script)] + list(flags), cwd=str(cwd or self.folder),
-            env=dict(self.environment, STUB_MODE=mode, **environment), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, universal_newlines=True,
-            # A script can't trap what its caller ignores, and shells' background jobs ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        with interrupts():
+            return subprocess.Popen(
+                ["bash", str(self.model / "test" / script)] + list(flags),
+                cwd=str(cwd or self.folder),
+                env=dict(self.environment, STUB_MODE=mode, **environment), stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, universal_newlines=True)
 
     def run(self, script, *flags, **options):
         process = self.start(script, *flags, **options)
@@ -112,6 +126,31 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path, job):
     return Bench(tmp_path, job)
+
+
+@pytest.fixture(scope="module")
+def finished_runs():
+    """Empty; holds what `finished` returns from its first use on."""
+    return []
+
+
+@pytest.fixture
+def finished(job, finished_runs, tmp_path_factory):
+    """Bench on which both scripts succeeded, one after the other, without optional flags.
+
+    Its `runs`: {script: finished process, also with its `arguments` and `environment`}. Tests that
+    only look at results share it: do not change it.
+    """
+    if not finished_runs:
+        bench = Bench(tmp_path_factory.mktemp("finished"), job)
+        bench.runs = {}
+        for script in SCRIPTS:
+            bench.runs[script] = process = bench.train(script)
+            assert process.returncode == 0, process.err
+            process.arguments = bench.arguments()
+            process.environment = (bench.folder / "environment").read_text().split()
+        finished_runs.append(bench)
+    return finished_runs[0]
 
 
 def wait_for(path):
@@ -157,46 +196,42 @@ def test_missing_data_path_is_refused_where_data_are_needed(bench, script, flags
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_key_file(bench, script):
-    process = bench.train(script)
-    assert process.returncode == 0, process.err
-    case = bench.case(script)
-    keys = bench.keys(case)
+def test_key_file(finished, job, script):
+    case = finished.case(script)
+    keys = finished.keys(case)
     assert list(keys) == (["Network", "RankSize", "BatchSize", "DeviceType", "CaseName"]
-                          + list(bench.job.keys[script]) + ["E2ETrainingTime"])
-    assert keys["Network"] == bench.job.network
+                          + list(job.keys[script]) + ["E2ETrainingTime"])
+    assert keys["Network"] == job.network
     assert keys["RankSize"] == "1"
-    assert keys["BatchSize"] == str(bench.job.reported_batch or bench.job.batch_size)
+    assert keys["BatchSize"] == str(job.reported_batch or job.batch_size)
     assert keys["DeviceType"] == platform.machine()
     assert keys["CaseName"] == case
     assert int(keys["E2ETrainingTime"]) >= 0
-    for key, value in bench.job.keys[script].items():
+    for key, value in job.keys[script].items():
         found = keys[key] if isinstance(value, str) else float(keys[key])
         assert found == (value if isinstance(value, str) else pytest.approx(value, abs=1e-6)), key
 
 
-def test_losses_and_log_are_kept(bench):
-    assert bench.train().returncode == 0
-    losses = (bench.output() / f"train_{bench.case()}_loss.txt").read_text().split()
-    assert [float(loss) for loss in losses] == bench.job.losses
-    kept = (bench.output() / "train_0.log").read_bytes()
-    assert kept.decode() == bench.job.lines
-    assert not list(bench.output().glob("*.part"))
+def test_losses_and_log_are_kept(finished, job):
+    losses = (finished.output() / f"train_{finished.case()}_loss.txt").read_text().split()
+    assert [float(loss) for loss in losses] == job.losses
+    kept = (finished.output() / "train_0.log").read_bytes()
+    assert kept.decode() == job.lines
+    assert not list(finished.output().glob("*.part"))
 
 
-def test_standard_output_ends_with_the_results(bench):
-    out = bench.train().out
+def test_standard_output_ends_with_the_results(finished, job):
+    out = finished.runs[SCRIPTS[0]].out
     results = out[out.index("------------------ Final result ------------------"):].splitlines()
-    assert [line for line in results[1:] if "Duration" not in line] == bench.job.console
+    assert [line for line in results[1:] if "Duration" not in line] == job.console
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_without_flags_only_the_necessary_is_passed_on(bench, script):
-    assert bench.train(script).returncode == 0
-    program, *flags = bench.arguments()
-    assert Path(program) == bench.model / bench.job.program
-    assert flags == [flag.format(data=bench.data, output=bench.output())
-                     for flag in bench.job.flags[script]]
+def test_without_flags_only_the_necessary_is_passed_on(finished, job, script):
+    program, *flags = finished.runs[script].arguments
+    assert Path(program) == finished.model / job.program
+    assert flags == [flag.format(data=finished.data, output=finished.output())
+                     for flag in job.flags[script]]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -229,10 +264,10 @@ def test_relative_paths_work(bench):
     assert bench.keys()
 
 
-def test_device_defaults_to_0(bench):
-    assert bench.train().returncode == 0
-    assert (bench.folder / "environment").read_text().split() == ["0", "1", "0", "10087"]
-    assert bench.keys(device="0")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_device_defaults_to_0(finished, script):
+    assert finished.runs[script].environment == ["0", "1", "0", "10087"]
+    assert finished.keys(finished.case(script), device="0")
 
 
 def test_device_from_the_environment_names_log_and_folder(bench):
@@ -277,11 +312,9 @@ def test_results_of_an_earlier_run_do_not_pass_for_those_of_a_failed_one(bench):
     assert (bench.output() / "notes.txt").read_text() == "mine"
 
 
-def test_results_of_the_other_script_survive(bench):
-    for script in SCRIPTS:
-        assert bench.train(script).returncode == 0
-    assert files_with_results(bench.output()) == sorted(bench.case(script) + ".log"
-                                                        for script in SCRIPTS)
+def test_results_of_the_other_script_survive(finished):
+    assert files_with_results(finished.output()) == sorted(finished.case(script) + ".log"
+                                                           for script in SCRIPTS)
 
 
 @pytest.mark.parametrize("flags, name", [

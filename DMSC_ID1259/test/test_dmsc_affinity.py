@@ -290,6 +290,38 @@ def test_fusion_variants_run_through(fusion, expected, small_data, tmp_path):
     assert len(costs) == 2 and costs[1] < costs[0]
 
 
+def test_bfloat16_is_near_float32_or_refused_by_tensorflow_1(pretrained, clustered, output,
+                                                             small_data, tmp_path):
+    flags = ["--compute_dtype=bfloat16"]
+    if tf.__version__.startswith("1."):
+        for program in (pretrain, cluster):
+            assert "--compute_dtype=bfloat16: not with TensorFlow 1." in refused(
+                program(small_data, tmp_path / "new", *flags))
+        assert not os.path.exists(str(tmp_path / "new"))
+        return
+    succeeded(pretrain(small_data, tmp_path / "new", *flags))
+    succeeded(cluster(small_data, output, *flags))
+    for found, expected in (
+            (training_runs.pretrain_folder(tmp_path / "new"),
+             training_runs.pretrain_folder(pretrained[0])),
+            (affinity_folder(output), affinity_folder(clustered[0]))):
+        assert {array.dtype.kind for array in variables(found).values()} <= set("fi")
+        found, expected = ([record["cost"] for record in records(run)] for run in (found, expected))
+        np.testing.assert_allclose(found, expected, rtol=0.05)
+        assert found != expected
+
+
+def test_the_subspace_dimension_is_that_of_the_affinity(small_data, tmp_path):
+    theta = blocks(0.5)
+    kept = metrics.thrC(theta, metrics.alpha(SUBJECTS))
+    for dimension in (1, 4):
+        _, found = affinity_fusion.cluster(
+            flags_of(f"--subspace_dimension={dimension}"), theta, 0)
+        np.testing.assert_array_equal(found, metrics.affinity(kept, SUBJECTS, dimension, 8))
+    sentence = refused(cluster(small_data, tmp_path, "--subspace_dimension=8"))
+    assert "more than 8 K + 1 = 25 are needed" in sentence
+
+
 def test_a_single_modality(tmp_path):
     data = training_runs.write_mat(tmp_path / "data", training_runs.small_content(1))
     succeeded(pretrain(data, tmp_path, "--max_train_steps=2"))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 import bench
 import metrics
@@ -36,6 +37,9 @@ def test_program_reports_both_parts_as_table_and_json(tmp_path, capsys):
     assert (result["threads"], result["repeats"]) == (1, 2)
     for part in ("training", "evaluation"):
         assert set(result[part]["ours"]) == set(result[part]["reference"]) == SIDE
+        in_bfloat16 = part == "training" and not tf.__version__.startswith("1.")
+        assert ("ours_bfloat16" in result[part]) == in_bfloat16
+        assert ("training, --compute_dtype=bfloat16" in out) or not in_bfloat16
         assert result[part]["share"] == pytest.approx(
             result[part]["ours"]["median"] / result[part]["reference"]["median"])
         assert f"| {part} | " in out

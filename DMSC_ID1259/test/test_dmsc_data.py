@@ -258,3 +258,20 @@ def test_resident_arrays_are_in_no_checkpoint_and_not_in_the_graph():
             np.testing.assert_array_equal(session.run(variable), image)
         assert tf.global_variables() == [] == tf.trainable_variables()
         assert graph.as_graph_def().ByteSize() < images[0].nbytes
+
+
+def test_equalised_images_have_the_same_energy_and_directions(tmp_path):
+    content = training_runs.small_content()
+    content["modality_1"] = content["modality_1"].copy()
+    content["modality_1"][:, 3] = 0
+    path = os.path.join(write_mat(tmp_path, content), "small.mat")
+    plain, equal = data_input.load(path), data_input.load(path, equalise=True)
+    assert equal.name == "small, equalised"
+    for before, after in zip(plain.images, equal.images):
+        before, after = (image.reshape(SAMPLES, -1).astype(np.float64) for image in (before, after))
+        energy, lit = np.square(before).sum(1), before.any(axis=1)
+        assert len(set(np.round(energy))) > 2
+        np.testing.assert_allclose(np.square(after[lit]).sum(1), energy.mean(), rtol=1e-5)
+        np.testing.assert_allclose(after[lit] * np.linalg.norm(before[lit], axis=1)[:, None],
+                                   before[lit] * np.sqrt(energy.mean()), rtol=1e-4)
+    np.testing.assert_array_equal(equal.images[1][3], 0)

@@ -115,7 +115,8 @@ def test_golden_variables_after_the_affinity_stage(run):
 
 def test_golden_clustering_of_the_golden_coefficients():
     golden = golden_rules.load("pipeline")
-    args = types.SimpleNamespace(seed=0, ro=metrics.alpha(3), clusters=3, power=8.0, starts=1)
+    args = types.SimpleNamespace(seed=0, ro=metrics.alpha(3), clusters=3, power=8.0, starts=1,
+                                 subspace_dimension=6)
     np.testing.assert_allclose(args.ro, golden["aff_alpha"], rtol=1e-12)
     theta = golden["aff_Coef_ret30"]
     np.testing.assert_array_equal(metrics.thrC(theta, args.ro).astype(np.float32),

@@ -22,12 +22,13 @@ from conftest import SOURCE
 
 READMES = ("README.md", "README.en.md")
 ENTRIES = ("pretrain_affinity_fusion.py", "affinity_fusion.py")
-PROGRAMS = ENTRIES + ("make_standin_data.py", "export.py", "bench.py")
+PROGRAMS = ENTRIES + ("cluster.py", "make_standin_data.py", "export.py", "bench.py")
 SHORT = "--affinity_steps=2 --eval_from=2 --eval_every=2"
 # Flags that make a README's command small; the last of two equal flags counts.
 SMALL = {
     "pretrain_affinity_fusion.py": f"--max_train_steps=1 --threads=1 {SHORT}",
     "affinity_fusion.py": f"--threads=1 {SHORT}",
+    "cluster.py": "--subspace_dimension 6",
     "make_standin_data.py": "--images=7 --workers=1",
     "export.py": "--threads=1",
     "bench.py": "--subjects=3 --images=8 --repeats=1 --steps=1 --threads=1",

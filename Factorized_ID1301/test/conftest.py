@@ -1,6 +1,10 @@
 """Puts the model's folder first on sys.path; fixtures that several test files share."""
 # Licensed under the Apache License, Version 2.0; see LICENSE.
+import contextlib
+import gc
+import io
 import os
+import runpy
 import subprocess
 import sys
 
@@ -9,6 +13,13 @@ import pytest
 MODEL = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, MODEL)
 pytest.register_assert_rewrite("shell_contract")
+
+
+def pytest_collection_finish():
+    """What was imported is never garbage: looking for it there took a fifth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100000)
 
 
 @pytest.fixture(scope="session")
@@ -22,15 +33,36 @@ def faces(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run_program():
-    """Function (script, *flags, env=None, timeout=120, cwd=None) -> CompletedProcess.
+def whole_run(faces, tmp_path_factory):
+    """(run folder, printed text) of training_runs' training on them; do not change it."""
+    import training_runs
+    output = str(tmp_path_factory.mktemp("whole"))
+    code, out, err = training_runs.train(faces, output, is_drawn=True)
+    assert code == 0, err
+    return output, out
 
-    Runs <script> of the model's folder with this Python; env is added to the environment.
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Folder (str) with the checkpoint of the golden variables, K = 8."""
+    import golden_checkpoint
+    return golden_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def run_program():
+    """Function (script, *flags) -> (exit code, standard output, standard error).
+
+    Runs <script> of the model's folder as the main program, but in this process, where TensorFlow
+    is loaded: that takes longer than most programs here.
     """
-    def run(script, *flags, env=None, timeout=120, cwd=None):
-        command = [sys.executable, os.path.join(MODEL, script)] + [str(flag) for flag in flags]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd,
-                              env=dict(os.environ, **(env or {})), check=False)
+    def run(script, *flags):
+        path, out, err = os.path.join(MODEL, script), io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), \
+                contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            patch.setattr(sys, "argv", [path] + [str(flag) for flag in flags])
+            runpy.run_path(path, run_name="__main__")
+        return ended.value.code, out.getvalue(), err.getvalue()
     return run
 
 

@@ -29,12 +29,6 @@ LARGEST = 300 * 1024  # bytes of a picture
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Folder (str) with a checkpoint of K = 8 landmarks."""
-    return golden_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
 def evaluated(faces, checkpoint, tmp_path_factory):
     """(result folder, what the program printed) of the checkpoint on the stand-in faces."""
     output, printed = str(tmp_path_factory.mktemp("output")), io.StringIO()
@@ -266,8 +260,9 @@ def test_wrong_flags(flag):
 
 
 def test_program_ends_with_one_sentence(run_program, tmp_path):
-    done = run_program("evaluate.py", "--data_path", tmp_path, "--output_dir", tmp_path / "o")
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    code, _, err = run_program("evaluate.py", "--data_path", tmp_path, "--output_dir",
+                               tmp_path / "o")
+    assert code == 2
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "neither training.txt and testing.txt" in errors[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in err

@@ -11,12 +11,10 @@ import tensorflow.compat.v1 as tf
 import data_input
 import evaluate
 import export
-import golden_checkpoint
 import golden_rules
 from golden_rules import load
 from npu_session import InputError
 
-MODEL = os.path.dirname(os.path.abspath(export.__file__))
 BATCH = 4
 OTHER_TENSORFLOW = {"coordinates": 2e-3, "heat_maps": 1e-5}  # kernels of two TensorFlows round
 INFERENCE_OPERATIONS = {
@@ -24,12 +22,6 @@ INFERENCE_OPERATIONS = {
     "FusedBatchNormV3", "Relu", "MaxPool", "Transpose", "Reshape", "Softmax", "Mul", "Sum",
     "ConcatV2", "Add", "AddV2", "Sub", "Pack", "Unpack", "StridedSlice", "Range", "ExpandDims",
     "Tile", "Shape", "Split", "Cast"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Folder (str) with the checkpoint of the golden variables, K = 8."""
-    return golden_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +33,36 @@ def golden_pb(checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def golden_outputs(golden_pb):
+    """Its outputs for golden_images."""
+    return export.run_frozen(golden_pb, golden_images())
+
+
+@pytest.fixture(scope="module")
 def exported(run_program, faces, checkpoint, tmp_path_factory):
     """(.pb, folder of .bin files, what was printed) of the program with --write_inputs."""
     folder = tmp_path_factory.mktemp("exported")
     path, inputs = str(folder / "out" / "landmarks.pb"), str(folder / "in")
-    done = run_program("export.py", "--checkpoint", checkpoint, "--output", path,
-                       f"--batch_size={BATCH}", "--data_path", faces, "--write_inputs", inputs,
-                       "--threads=1")
-    assert done.returncode == 0, done.stderr
-    return path, inputs, done.stdout
+    code, out, err = run_program("export.py", "--checkpoint", checkpoint, "--output", path,
+                                 f"--batch_size={BATCH}", "--data_path", faces, "--write_inputs",
+                                 inputs, "--threads=1")
+    assert code == 0, err
+    return path, inputs, out
+
+
+@pytest.fixture(scope="module")
+def other_tensorflow(run_other, checkpoint, golden_pb, tmp_path_factory):
+    """(outputs of golden_pb for golden_images as a .npz, a .pb of the checkpoint), of it."""
+    folder = tmp_path_factory.mktemp("other")
+    images, outputs, path = (str(folder / name) for name in ("images.npy", "out.npz", "other.pb"))
+    np.save(images, golden_images())
+    run_other("-c", "import sys, numpy, export, npu_session\n"
+                    "found = export.run_frozen(sys.argv[1], numpy.load(sys.argv[2]))\n"
+                    "numpy.savez(sys.argv[3], **found)\n"
+                    "sys.exit(npu_session.run_main(export.main, sys.argv[4:]))",
+              golden_pb, images, outputs, "--checkpoint=" + checkpoint, "--output=" + path,
+              f"--batch_size={golden_batch_size()}", "--threads=1")
+    return outputs, path
 
 
 def golden_batch_size():
@@ -77,9 +90,9 @@ def assert_close(found, expected, tolerance):
 # ---------------------------------------------------------------- values
 
 
-def test_golden_coordinates_and_heat_maps_through_the_frozen_graph(golden_pb):
+def test_golden_coordinates_and_heat_maps_through_the_frozen_graph(golden_outputs):
     """expect_A_row_col and predA_stats of infer.npz; images A and variables by rule."""
-    golden, found = load("infer"), export.run_frozen(golden_pb, golden_images())
+    golden, found = load("infer"), golden_outputs
     golden_rules.assert_close(found["coordinates"], golden["expect_A_row_col"], 1e-4)
     mean, deviation, norm, _, highest = golden_rules.stats(found["heat_maps"])
     golden_rules.assert_close([mean, deviation, norm, highest], golden["predA_stats"], 1e-4)
@@ -123,22 +136,14 @@ def test_attributes_with_default_values_are_left_out(golden_pb):
     assert all(set(node.attr) <= {"T", "strides", "padding"} for node in convolutions)
 
 
-def test_other_tensorflow_reads_our_pb(golden_pb, tmp_path, run_other):
-    np.save(str(tmp_path / "images.npy"), golden_images())
-    run_other("-c", "import sys, numpy, export\n"
-                    "found = export.run_frozen(sys.argv[1], numpy.load(sys.argv[2]))\n"
-                    "numpy.savez(sys.argv[3], **found)",
-              golden_pb, str(tmp_path / "images.npy"), str(tmp_path / "outputs.npz"))
-    with np.load(str(tmp_path / "outputs.npz")) as found:
-        assert_close(found, export.run_frozen(golden_pb, golden_images()), OTHER_TENSORFLOW)
+def test_other_tensorflow_reads_our_pb(golden_outputs, other_tensorflow):
+    with np.load(other_tensorflow[0]) as found:
+        assert_close(found, golden_outputs, OTHER_TENSORFLOW)
 
 
-def test_we_read_the_other_tensorflows_pb(checkpoint, golden_pb, tmp_path, run_other):
-    path = str(tmp_path / "other.pb")
-    run_other(os.path.join(MODEL, "export.py"), "--checkpoint=" + checkpoint, "--output=" + path,
-              f"--batch_size={golden_batch_size()}", "--threads=1")
-    assert_close(export.run_frozen(path, golden_images()),
-                 export.run_frozen(golden_pb, golden_images()), OTHER_TENSORFLOW)
+def test_we_read_the_other_tensorflows_pb(golden_outputs, other_tensorflow):
+    assert_close(export.run_frozen(other_tensorflow[1], golden_images()), golden_outputs,
+                 OTHER_TENSORFLOW)
 
 
 # ---------------------------------------------------------------- the program

@@ -15,7 +15,6 @@ import model_def
 import npu_session
 import VDSR
 from training_runs import (
-    SHORT,
     STEPS,
     assert_same_end,
     checkpoint_folder,
@@ -23,6 +22,7 @@ from training_runs import (
     read,
     records,
     refused,
+    refused_early,
     signal_at,
     train,
     trained,
@@ -33,10 +33,10 @@ DATA, INDEX = "model-{}.data-00000-of-00001", "model-{}.index"
 PRECIOUS = (".index", "00001", "metrics.jsonl", "checkpoint")
 
 
-@pytest.fixture(scope="module")
-def whole(faces, tmp_path_factory):
+@pytest.fixture
+def whole(whole_run):
     """Run folder of an uninterrupted run."""
-    return trained(faces, tmp_path_factory.mktemp("whole"))
+    return whole_run[0]
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,10 @@ def test_a_damaged_newest_checkpoint_falls_back(damage, name, argument, faces, o
     assert_same_end(output, whole)
 
 
-def test_a_garbled_checkpoint_list_costs_nothing(faces, output, whole):
+def test_a_garbled_checkpoint_list_and_a_cut_last_record_cost_nothing(faces, output, whole):
     write(os.path.join(checkpoint_folder(output), "checkpoint"), b"\xff\xfe\x00garbage")
+    with open(os.path.join(output, "metrics.jsonl"), "a") as file:
+        file.write('{"step": 10, "loss": 19')
     code, out, err = train(faces, output, "--resume")
     assert code == 0 and "at counter = 8" in out, err
     assert_same_end(output, whole)
@@ -119,16 +121,9 @@ def test_a_checkpoint_of_another_k_names_the_variable(faces, output):
 def test_a_garbled_file_is_named(name, content, faces, output):
     write(os.path.join(output, name), content)
     before = contents(output, *PRECIOUS)
-    answer = refused(faces, output)
+    answer = (refused_early if name == "config.json" else refused)(faces, output)
     assert f"{name} is damaged" in answer and "remove it" in answer
     assert contents(output, *PRECIOUS) == before
-
-
-def test_a_cut_last_record_is_written_again(faces, output, whole):
-    with open(os.path.join(output, "metrics.jsonl"), "a") as file:
-        file.write('{"step": 10, "loss": 19')
-    trained(faces, output)
-    assert_same_end(output, whole)
 
 
 # ---------------------------------------------------------------- divergence
@@ -198,29 +193,27 @@ def test_a_full_disk_shows_one_sentence_and_no_traceback(faces, tmp_path):
 def test_folders_that_cannot_be_written_are_found_before_training(faces, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("/proc/none", f"{tmp_path}/file", f"{tmp_path}/file/x"):
-        answer = refused(faces, folder)
+        answer = refused_early(faces, folder)
         assert "cannot write to the folder" in answer and folder in answer
-    answer = refused(faces, tmp_path / "out", "--train_url=/proc/none", code=1)
+    answer = refused_early(faces, tmp_path / "out", "--train_url=/proc/none", code=1)
     assert "/proc/none" in answer
     assert not contents(tmp_path / "out", "metrics.jsonl", ".index")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(faces, tmp_path, monkeypatch, whole):
+    """The first does not notice. (Two processes: test_factorized_train.py's whole network.)"""
     plain, answers = npu_session.RunFolder.log, []
 
     def log(self, now, **values):
         plain(self, now, **values)
-        if now == 6:  # in another process, as a user would
-            done = subprocess.run(
-                [sys.executable, VDSR.__file__, f"--input_dir={faces}", f"--output_dir={tmp_path}"]
-                + SHORT, capture_output=True, text=True, timeout=300)
-            answers.append((done.returncode, done.stderr))
+        if now == 6:
+            answers.append(refused_early(faces, tmp_path))
 
     with monkeypatch.context() as patch:
         patch.setattr(npu_session.RunFolder, "log", log)
         trained(faces, tmp_path)
-    (code, err), = answers
-    assert code == 2 and "another run is writing" in err and "Traceback" not in err
+    answer, = answers
+    assert "another run is writing" in answer
     assert_same_end(tmp_path, whole)
 
 

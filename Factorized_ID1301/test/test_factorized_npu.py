@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -68,11 +69,10 @@ def record():
     forget_bridge()
 
 
-@pytest.fixture(scope="module")
-def on_cpu(faces, tmp_path_factory):
+@pytest.fixture
+def on_cpu(whole_run):
     """Run folder of the run that the NPU ones must equal."""
-    npu_session.backend.cache_clear()
-    return trained(faces, tmp_path_factory.mktemp("cpu"))
+    return whole_run[0]
 
 
 def assert_close(folder, expected):
@@ -91,10 +91,12 @@ def device_sessions(record):
 # ---------------------------------------------------------------- the program on the fake
 
 
-def test_the_program_finds_npu_bridge_by_itself(run_program, faces, tmp_path):
-    done = run_program("VDSR.py", f"--input_dir={faces}", f"--output_dir={tmp_path}",
-                       "--batch_size=1", "--K=2", "--max_steps=2", "--threads=1", timeout=300,
-                       env={"PYTHONPATH": FAKE, "FAKE_NPU_RECORD": str(tmp_path / "record")})
+def test_the_program_finds_npu_bridge_by_itself(faces, tmp_path):
+    done = subprocess.run(
+        [sys.executable, VDSR.__file__, f"--input_dir={faces}", f"--output_dir={tmp_path}",
+         "--batch_size=1", "--K=2", "--max_steps=2", "--threads=1"], capture_output=True,
+        text=True, timeout=300, check=False, env=dict(
+            os.environ, PYTHONPATH=FAKE, FAKE_NPU_RECORD=str(tmp_path / "record")))
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "record").read_text())
     training, = device_sessions(record)
@@ -107,7 +109,7 @@ def test_the_program_finds_npu_bridge_by_itself(run_program, faces, tmp_path):
 
 
 def test_a_run_equals_the_cpus_and_compiles_few_graphs(faces, tmp_path, record, on_cpu):
-    trained(faces, tmp_path)
+    trained(faces, tmp_path, "--save_freq=0", is_drawn=True)
     assert_close(tmp_path, on_cpu)
     ours, theirs = records(tmp_path), records(on_cpu)
     assert [sorted(line) for line in ours] == [sorted(line) for line in theirs]
@@ -132,7 +134,8 @@ def test_test_mode_on_the_npu(faces, tmp_path, record, on_cpu):
 
 
 def test_dumps_and_profiles_are_asked_for_in_the_training_session(faces, tmp_path, record):
-    trained(faces, tmp_path, "--max_steps=2", "--over_dump=True", "--profiling=True")
+    trained(faces, tmp_path, "--max_steps=2", "--over_dump=True", "--profiling=True",
+            is_drawn=True)
     found = dict(record["sessions"][-1]["options"])
     assert json.loads(found.pop("profiling_options"))["output"] == str(tmp_path / "npu_profile")
     assert found == dict(PLAIN_OPTIONS, enable_dump_debug=True, dump_debug_mode="all",
@@ -141,13 +144,6 @@ def test_dumps_and_profiles_are_asked_for_in_the_training_session(faces, tmp_pat
     assert os.path.isdir(str(tmp_path / "npu_profile"))
     for session in record["sessions"][:-1]:  # the host writes none, wherever it is started
         assert session["options"] == HOST_OPTIONS
-
-
-def test_one_step_per_run_asks_for_no_device_loop(faces, tmp_path, record):
-    trained(faces, tmp_path, "--max_steps=3")
-    assert record["sessions"][-1]["options"] == {
-        "use_off_line": True, "precision_mode": "allow_mix_precision"}
-    assert record["loops"] == []
 
 
 def test_a_run_changes_its_device(faces, tmp_path, monkeypatch, request, on_cpu):
@@ -172,9 +168,12 @@ def test_steps_that_do_not_divide_are_refused_before_training(flags, steps, face
     assert device_sessions(record) == []
 
 
-@pytest.mark.usefixtures("record")
-def test_a_resumed_step_that_does_not_divide_is_refused(faces, tmp_path):
+def test_one_step_per_run_needs_no_device_loop_and_two_cannot_go_on_from_there(faces, tmp_path,
+                                                                               record):
     trained(faces, tmp_path, "--max_steps=3")
+    assert record["sessions"][-1]["options"] == {
+        "use_off_line": True, "precision_mode": "allow_mix_precision"}
+    assert record["loops"] == []
     answer = refused(faces, tmp_path)
     assert "3 steps" in answer and "--iterations_per_loop" in answer
     trained(faces, tmp_path, "--iterations_per_loop=1")

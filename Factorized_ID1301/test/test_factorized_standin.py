@@ -347,14 +347,18 @@ def group_exists(group):
     return True
 
 
-def test_full_disk_gives_one_sentence_and_leaves_nothing(tmp_path):
-    done = subprocess.run(
-        command("--data_path=data", "--count=30", "--workers=1"), cwd=str(tmp_path),
-        capture_output=True, text=True, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)))
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in done.stderr
+def test_full_disk_gives_one_sentence_and_leaves_nothing(run_program, tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, before[1]))
+    try:
+        code, _, err = run_program("make_standin_data.py", "--data_path=data", "--count=30",
+                                   "--workers=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
     assert os.listdir(str(tmp_path / "data")) == []
 
 

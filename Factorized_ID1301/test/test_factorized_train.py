@@ -32,6 +32,7 @@ from training_runs import (
     read,
     records,
     refused,
+    refused_early,
     signal_at,
     stopped,
     train,
@@ -43,13 +44,10 @@ MODEL = os.path.dirname(os.path.abspath(VDSR.__file__))
 PROGRESS = r"progress  epoch (\d+)  step (\d+)  image/sec (\d+\.\d)  remaining (\d+)m"
 
 
-@pytest.fixture(scope="module")
-def whole(faces, tmp_path_factory):
+@pytest.fixture
+def whole(whole_run):
     """(run folder, printed text) of an uninterrupted run."""
-    output = str(tmp_path_factory.mktemp("whole"))
-    code, out, err = train(faces, output, is_drawn=True)
-    assert code == 0, err
-    return output, out
+    return whole_run
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def one_image(faces, tmp_path_factory):
 
 
 def test_the_whole_network_trains_from_its_folder_and_from_another(one_image, tmp_path):
-    """VDSR.py is stopped by a signal, train.py trains to its end."""
+    """VDSR.py is stopped by a signal, train.py trains to its end; no third may write there."""
     processes = []
     for number, (script, flags) in enumerate((
             ("VDSR.py", [f"--output_dir={tmp_path}/0/output", "--max_steps=1000"]),
@@ -79,6 +77,8 @@ def test_the_whole_network_trains_from_its_folder_and_from_another(one_image, tm
     for line in processes[0].stdout:
         if line.startswith("progress"):
             break
+    assert "another run is writing" in refused_early(one_image, tmp_path / "0" / "output",
+                                                     "--batch_size=1")
     processes[0].send_signal(signal.SIGTERM)
     for number, process in enumerate(processes):
         out, err = process.communicate(timeout=300)
@@ -364,9 +364,9 @@ def test_a_moved_folder_resumes_and_more_steps_continue(faces, tmp_path, whole):
 
 
 def test_resume_needs_a_run_and_no_resume_an_empty_folder(faces, tmp_path, whole):
-    assert "no run" in refused(faces, tmp_path, "--resume")
+    assert "no run" in refused_early(faces, tmp_path, "--resume")
     before = contents(whole[0], ".index", ".jsonl", ".json", "00001")
-    answer = refused(faces, whole[0], "--resume=False")
+    answer = refused_early(faces, whole[0], "--resume=False")
     assert "holds a run" in answer and "--resume" in answer
     assert contents(whole[0], ".index", ".jsonl", ".json", "00001") == before
 
@@ -380,8 +380,8 @@ def test_a_finished_run_run_again_keeps_its_results(faces, tmp_path, whole):
 
 def test_a_changed_fixed_flag_is_refused_by_name(faces, whole):
     before = contents(whole[0], ".index", ".jsonl", "config.json", "00001")
-    assert "started with learning_rate=0.0001, not 0.01" in refused(faces, whole[0],
-                                                                    "--learning_rate=0.01")
+    assert "started with learning_rate=0.0001, not 0.01" in refused_early(
+        faces, whole[0], "--learning_rate=0.01")
     assert contents(whole[0], ".index", ".jsonl", "config.json", "00001") == before
     flags = vars(VDSR.parse_args([]))
     free = {"mode", "input_dir", "image_list", "output_dir", "checkpoint", "num_gpus", "overlay",
@@ -394,10 +394,10 @@ def test_a_changed_fixed_flag_is_refused_by_name(faces, whole):
 def test_other_images_are_no_continuation(faces, tmp_path, whole):
     names = [os.path.basename(path) for path in data_input.find_images(faces)]
     (tmp_path / "names.txt").write_text("\n".join(names[:20]))
-    assert "started with images=32, not 20" in refused(faces, whole[0],
-                                                       f"--image_list={tmp_path}/names.txt")
+    assert "started with images=32, not 20" in refused_early(
+        faces, whole[0], f"--image_list={tmp_path}/names.txt")
     shutil.copytree(os.path.join(faces, "data10w"), str(tmp_path / "faces"))  # without the note
-    assert "started with data=stand-in faces" in refused(tmp_path / "faces", whole[0])
+    assert "started with data=stand-in faces" in refused_early(tmp_path / "faces", whole[0])
 
 
 def test_another_runs_checkpoint_can_be_the_start(faces, tmp_path, whole):

@@ -35,11 +35,23 @@ def narrow_network():
 
 
 @contextlib.contextmanager
-def no_pictures():
-    """Within it training draws no figures, which take a third of a short run."""
-    with mock.patch.object(train_program, "PICTURED", 2), \
-            mock.patch.object(figures, "contact_sheet"), mock.patch.object(figures, "loss_curves"):
+def without(*functions):
+    """Within it these functions, (module, name), do nothing."""
+    with contextlib.ExitStack() as stack:
+        for owner, name in functions:
+            stack.enter_context(mock.patch.object(owner, name))
         yield
+
+
+def no_pictures():
+    """Within it training draws nothing, which takes a fifth of a short run."""
+    return without((train_program, "example_pairs"), (train_program, "build_pictures"),
+                   (train_program, "save_pictures"), (figures, "loss_curves"))
+
+
+def no_graph():
+    """Within it no training graph is built: a run that comes to the first session fails."""
+    return without((model_def, "create_variables"), (train_program, "build_graph"))
 
 
 def program(*flags, mode="train", is_narrow=True, is_drawn=False):
@@ -62,9 +74,9 @@ def train(data, output, *flags, **options):
     return program(f"--input_dir={data}", f"--output_dir={output}", *SHORT, *flags, **options)
 
 
-def trained(data, output, *flags):
+def trained(data, output, *flags, **options):
     """The run folder of a training that must succeed."""
-    code, _, err = train(data, output, *flags)
+    code, _, err = train(data, output, *flags, **options)
     assert code == 0, err
     return str(output)
 
@@ -80,6 +92,12 @@ def sentence(answer, code=2):
 def refused(data, output, *flags, code=2):
     """The sentence of a training that must end with this code."""
     return sentence(train(data, output, *flags), code)
+
+
+def refused_early(data, output, *flags, code=2):
+    """refused, where the graph is not needed for it: building it would take most of the time."""
+    with no_graph():
+        return refused(data, output, *flags, code=code)
 
 
 def signal_at(monkeypatch, step, *numbers):

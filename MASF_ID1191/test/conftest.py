@@ -1,7 +1,7 @@
 """Puts MASF_ID1191 first on sys.path; fixtures that several test files share."""
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import os
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -24,14 +24,19 @@ def small_data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def run_program():
-    """Function (script, *flags, env=None, timeout=900, cwd=None) -> CompletedProcess.
+@pytest.fixture
+def run_program(monkeypatch, capfd):
+    """Function (script, *flags, cwd=None) -> (exit code, standard output, standard error).
 
-    Runs MASF_ID1191/<script> with this Python; env is added to the environment. Text streams.
+    Runs MASF_ID1191/<script> as a program, but in this process: starting TensorFlow takes longer
+    than these programs do.
     """
-    def run(script, *flags, env=None, timeout=900, cwd=None):
-        command = [sys.executable, os.path.join(SOURCE, script)] + [str(flag) for flag in flags]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd,
-                              env=dict(os.environ, **(env or {})), check=False)
+    def run(script, *flags, cwd=None):
+        path = os.path.join(SOURCE, script)
+        capfd.readouterr()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as leaving:
+            patch.setattr(sys, "argv", [path] + [str(flag) for flag in flags])
+            patch.chdir(cwd or os.getcwd())
+            runpy.run_path(path, run_name="__main__")
+        return (leaving.value.code, *capfd.readouterr())
     return run

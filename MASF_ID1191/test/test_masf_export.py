@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import npu_session
 from data_generator import CLASSES, DOMAINS, SIDE
 from golden_rules import FILL, IMG, load
 from npu_session import InputError
-from training_runs import narrow_network
+from training_runs import narrow_network, small_files
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCE = os.path.dirname(HERE)
@@ -315,17 +314,14 @@ def test_missing_list_is_refused_before_anything_is_written(checkpoint, tmp_path
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_full_disk_keeps_the_earlier_pb(checkpoint, tmp_path):
+@pytest.mark.usefixtures("narrow")
+def test_full_disk_keeps_the_earlier_pb(checkpoint, tmp_path, run_program):
     path = tmp_path / "masf.pb"
     path.write_bytes(b"earlier")
-    done = subprocess.run(
-        [sys.executable, "-c", NARROW + "sys.exit(export.npu_session.run_main(export.main, "
-                                        "sys.argv[3:]))",
-         HERE, SOURCE, f"--ckpt_dir={checkpoint}", f"--output={path}"],
-        capture_output=True, text=True, timeout=900, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 16, 2 ** 16)))
-    assert done.returncode == 1
-    assert re.search("error: .*File too large", done.stderr) and "Traceback" not in done.stderr
+    with small_files(2 ** 16):
+        code, _, err = run_program("export.py", f"--ckpt_dir={checkpoint}", f"--output={path}")
+    assert code == 1
+    assert re.search("error: .*File too large", err) and "Traceback" not in err
     assert os.listdir(str(tmp_path)) == ["masf.pb"] and path.read_bytes() == b"earlier"
 
 

@@ -16,11 +16,12 @@ from tensorflow.python.client import session as session_module
 import main
 import npu_session
 from training_runs import (
+    FEW,
     last_state,
     narrow_network,
     read,
     records,
-    refused,
+    refused_early,
     run_folder,
     stopped,
     train,
@@ -28,7 +29,7 @@ from training_runs import (
 )
 
 FAKE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_npu_bridge")
-NPU_FLAGS = ["--print_interval=2", "--save_best=False"]
+NPU_FLAGS = ["--print_interval=2", "--save_best=False", FEW]
 LOOPED = {"use_off_line": True, "precision_mode": "allow_fp32_to_fp16",
           "enable_data_pre_proc": True, "iterations_per_loop": 2}
 RANK_VARIABLES = ("RANK_SIZE", "RANK_ID", "JOB_ID", "RANK_TABLE_FILE", "CM_WORKER_SIZE")
@@ -108,8 +109,8 @@ def test_a_run_on_the_npu_equals_the_cpus(small_data, tmp_path, record, on_cpu):
 def test_one_step_per_run_and_another_precision(small_data, tmp_path, record, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained(small_data, tmp_path, "--train_iterations=1", "--test_print_interval=1",
-            "--save_best=False", "--precision_mode=allow_mix_precision", "--over_dump=True",
-            "--profiling=True")
+            "--save_best=False", FEW, "--method=deepall",
+            "--precision_mode=allow_mix_precision", "--over_dump=True", "--profiling=True")
     found = next(entry["options"] for entry in record["sessions"]
                  if {"enable_dump_debug", "profiling_mode"} <= set(entry["options"]))
     assert found["precision_mode"] == "allow_mix_precision" and record["loops"] == []
@@ -132,7 +133,7 @@ def test_a_run_changes_its_device(small_data, tmp_path, monkeypatch, request, on
     (["--print_interval=2", "--save_interval=3"], "3 steps")])
 def test_intervals_that_do_not_divide_are_refused_before_training(flags, steps, small_data,
                                                                   tmp_path):
-    assert steps in refused(small_data, tmp_path / "out", *flags)
+    assert steps in refused_early(small_data, tmp_path / "out", *flags)
     assert not os.path.exists(str(tmp_path / "out"))
 
 
@@ -145,14 +146,14 @@ def test_the_defaults_fit_the_device_loop():
 
 def test_an_npu_that_is_demanded_must_be_there(monkeypatch, small_data, tmp_path):
     monkeypatch.setenv("NPU_SESSION_DEVICE", "npu")
-    assert "npu_bridge is not installed" in refused(small_data, tmp_path / "out")
+    assert "npu_bridge is not installed" in refused_early(small_data, tmp_path / "out")
 
 
 def test_several_processes_are_refused(monkeypatch, request, small_data, tmp_path):
     monkeypatch.setenv("RANK_SIZE", "2")
-    assert "several processes need Ascend devices" in refused(small_data, tmp_path / "out")
+    assert "several processes need Ascend devices" in refused_early(small_data, tmp_path / "out")
     request.getfixturevalue("record")
     for name, value in (("RANK_ID", "0"), ("JOB_ID", "1"), ("RANK_TABLE_FILE", "t.json")):
         monkeypatch.setenv(name, value)
-    assert "MASF trains in one process" in refused(small_data, tmp_path / "out")
+    assert "MASF trains in one process" in refused_early(small_data, tmp_path / "out")
     assert not os.path.exists(str(tmp_path / "out"))

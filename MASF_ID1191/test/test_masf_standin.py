@@ -1,7 +1,6 @@
 """The stand-in for PACS: pictures, folder layout, lists, weights; nothing of the user's is lost."""
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +13,8 @@ import data_generator
 import make_standin_data as standin
 import standin_pacs
 from data_generator import CLASSES, DOMAINS, SIDE
-from npu_session import InputError, run_main
+from npu_session import InputError
+from training_runs import small_files
 
 SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -330,17 +330,17 @@ def test_numpy_reads_its_own_and_our_arrays_alike(tmp_path):
 # ---------------------------------------------------------------- program
 
 
-def test_command_line_writes_says_standin_and_refuses_a_second_time(run_program, tmp_path,
-                                                                       capsys):
-    flags = ["--images=1", "--workers=2", "--dataroot=data/kfold", "--filelist_root=data/lists"]
-    done = run_program("make_standin_data.py", *flags, cwd=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "stand-in data (not PACS), seed 0, in data/kfold, lists in data/lists" in done.stdout
-    assert "photo: " in done.stdout and "picture/s" not in done.stderr
+def test_command_line_writes_says_standin_and_refuses_a_second_time(run_program, tmp_path):
+    program = ("make_standin_data.py", "--images=1", "--workers=2", "--dataroot=data/kfold",
+               "--filelist_root=data/lists")
+    code, out, err = run_program(*program, cwd=str(tmp_path))
+    assert code == 0, err
+    assert "stand-in data (not PACS), seed 0, in data/kfold, lists in data/lists" in out
+    assert "photo: " in out and "picture/s" not in err
     before = contents(tmp_path)
-    flags = [flag.replace("data/", f"{tmp_path}/data/") for flag in flags]
-    assert run_main(standin.main, flags) == 2
-    error = capsys.readouterr().err
+    code, _, err = run_program(*program, cwd=str(tmp_path))
+    assert code == 2 and "Traceback" not in err
+    error = err.splitlines()[-1]
     assert error.startswith("error: ") and "data/kfold holds stand-in pictures already" in error
     assert contents(tmp_path) == before
 
@@ -354,14 +354,12 @@ def test_weights_never_replace_a_file(tmp_path):
     assert contents(tmp_path) == {"bvlc_alexnet.npy": b"trained"}
 
 
-def test_full_disk_gives_one_sentence_and_leaves_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, os.path.join(SOURCE, "make_standin_data.py"), "--images=1",
-         "--workers=1"], cwd=str(tmp_path), capture_output=True, text=True, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)))
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in done.stderr and os.listdir(str(tmp_path)) == []
+def test_full_disk_gives_one_sentence_and_leaves_nothing(run_program, tmp_path):
+    with small_files(6000):
+        code, _, err = run_program("make_standin_data.py", "--images=1", "--workers=1",
+                                   cwd=str(tmp_path))
+    assert code == 1 and err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err and os.listdir(str(tmp_path)) == []
 
 
 def test_killing_the_program_ends_its_workers(tmp_path):

@@ -15,14 +15,15 @@ import npu_session
 import pretrained
 from npu_session import InputError
 from training_runs import (
+    FEW,
     last_state,
     narrow_network,
     read,
     records,
     refused,
+    refused_early,
     run_folder,
     train,
-    trained,
 )
 
 
@@ -173,6 +174,18 @@ def test_a_plain_array_is_refused(tmp_path):
 # ---------------------------------------------------------------- loading
 
 
+@pytest.fixture(scope="module")
+def random_run(small_data, tmp_path_factory):
+    """(run folder, standard error) of one update from random weights; do not change it."""
+    output = tmp_path_factory.mktemp("random")
+    with pytest.MonkeyPatch.context() as patch:
+        narrow_network(patch)
+        code, _, err = train(small_data, output, "--train_iterations=1", "--save_best=False",
+                             "--keep_prob=1", FEW)
+    assert code == 0, err
+    return run_folder(output), err
+
+
 def test_loading_feeds_the_variables_and_adds_nothing_to_the_graph(weights_file):
     weights = pretrained.read(weights_file)
     with npu_session.new_graph().as_default() as graph, tf.Session() as session:
@@ -192,7 +205,8 @@ def test_loading_feeds_the_variables_and_adds_nothing_to_the_graph(weights_file)
 def test_a_run_starts_from_the_file_once(weights_file, small_data, tmp_path, monkeypatch):
     """The seed's line is printed at the start only; a resumed run keeps what it has."""
     monkeypatch.chdir(tmp_path)
-    flags = [f"--weights_path={weights_file}", "--train_iterations=1", "--save_best=False"]
+    flags = [f"--weights_path={weights_file}", "--train_iterations=1", "--save_best=False",
+             "--method=deepall", FEW]
     code, out, err = train(small_data, tmp_path / "out", *flags)
     assert code == 0 and "random weights" not in err, err
     assert out.index("Loading pretrained weights") < out.index("Iteration 0")
@@ -201,14 +215,13 @@ def test_a_run_starts_from_the_file_once(weights_file, small_data, tmp_path, mon
     assert records(folder)[0]["source_loss"] > 0
     code, out, err = train(small_data, tmp_path / "out", *flags, "--train_iterations=2")
     assert code == 0 and "Loading pretrained" not in out and "Restoring model" in out, err
-    sentence = refused(small_data, tmp_path / "out", *flags, "--weights_path=random")
+    sentence = refused_early(small_data, tmp_path / "out", *flags, "--weights_path=random")
     assert "started with weights=bvlc_alexnet.npy" in sentence
 
 
-def test_a_folder_gives_the_weights_of_another_run_s_checkpoint(small_data, tmp_path):
+def test_a_folder_gives_the_weights_of_another_run_s_checkpoint(random_run, tmp_path):
     """All 20 of them, none of its step or slots; before the graph is finalised."""
-    folder = os.path.join(trained(small_data, tmp_path / "first", "--train_iterations=1",
-                                  "--save_best=False"), "checkpoints")
+    folder = os.path.join(random_run[0], "checkpoints")
     args = main.parse_args([f"--weights_path={folder}"])
     start = main.load_weights(args)
     assert args.weights == os.sep.join(folder.split(os.sep)[-2:])
@@ -229,7 +242,7 @@ def test_a_folder_gives_the_weights_of_another_run_s_checkpoint(small_data, tmp_
         main.load_weights(args)
 
 
-def test_without_a_file_the_start_is_random_and_the_log_says_so(small_data, tmp_path,
+def test_without_a_file_the_start_is_random_and_the_log_says_so(random_run, small_data, tmp_path,
                                                                monkeypatch, weights_file):
     """The default is ./bvlc_alexnet.npy; a file that the user names must be there."""
     monkeypatch.chdir(tmp_path)
@@ -238,14 +251,12 @@ def test_without_a_file_the_start_is_random_and_the_log_says_so(small_data, tmp_
     shutil.copy(weights_file, "bvlc_alexnet.npy")
     args = main.parse_args([])
     assert main.load_weights(args) and args.weights == "bvlc_alexnet.npy"
-    _, _, err = train(small_data, tmp_path / "out", "--train_iterations=1")
+    err = random_run[1]
     assert "WARNING: training starts from random weights" in err and "far below the paper" in err
     sentence = refused(small_data, tmp_path / "other", "--weights_path=missing.npy")
     assert "missing.npy cannot be read" in sentence
     assert not os.path.exists(str(tmp_path / "other"))
 
 
-def test_the_random_start_has_a_loss_near_ln_7(small_data, tmp_path):
-    folder = trained(small_data, tmp_path, "--train_iterations=1", "--save_best=False",
-                     "--keep_prob=1")
-    assert records(folder)[0]["source_loss"] == pytest.approx(np.log(7), abs=0.3)
+def test_the_random_start_has_a_loss_near_ln_7(random_run):
+    assert records(random_run[0])[0]["source_loss"] == pytest.approx(np.log(7), abs=0.3)

@@ -11,18 +11,22 @@ import io
 import json
 import os
 import re
+import resource
 import signal
+from unittest import mock
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import figures
 import main
 import masf_func
 import npu_session
 
 ITERATIONS = 4
-SHORT = ["--meta_batch_size=3", "--test_print_interval=2", "--test_batch_size=16", "--threads=1",
+SHORT = ["--meta_batch_size=3", "--test_print_interval=2", "--test_batch_size=7", "--threads=1",
          "--seed=0", "--target_domain=photo", "--weights_path=random"]
+FEW = "--test_images=7"  # one of each class in every list: where it does not matter what is tested
 CHANNELS = {"conv1": (11, 11, 3, 16), "conv2": (5, 5, 8, 32), "conv3": (3, 3, 32, 32),
             "conv4": (3, 3, 16, 32), "conv5": (3, 3, 16, 32)}
 CONVOLUTIONS = collections.OrderedDict(
@@ -47,11 +51,34 @@ def data_flags(data):
     return [f"--dataroot={data}/kfold", f"--filelist_root={data}/filelist"]
 
 
-def train(data, output, *flags):
-    """(exit code, standard output, standard error) of main.py's program in this process."""
+@contextlib.contextmanager
+def undrawn(*kept):
+    """Figures are made but not drawn into files, which takes a quarter of a short run.
+
+    kept: names of the files that are written all the same.
+    """
+    plain = figures.save
+
+    def save(figure, path):
+        if os.path.basename(path) in kept:
+            plain(figure, path)
+
+    with mock.patch.object(figures, "save", save):
+        yield
+
+
+def train(data, output, *flags, pictures=False):
+    """(exit code, standard output, standard error) of main.py's program in this process.
+
+    pictures: whether they are drawn into files, see undrawn.
+    """
     gc.collect()  # an earlier run's lock goes with its RunFolder
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.ExitStack() as during:
+        during.enter_context(contextlib.redirect_stdout(out))
+        during.enter_context(contextlib.redirect_stderr(err))
+        if not pictures:
+            during.enter_context(undrawn())
         code = npu_session.run_main(main.main, data_flags(data) + [f"--output_dir={output}"]
                                     + SHORT + [f"--train_iterations={ITERATIONS}"]
                                     + [str(flag) for flag in flags])
@@ -63,6 +90,17 @@ def trained(data, output, *flags):
     code, _, err = train(data, output, *flags)
     assert code == 0, err
     return run_folder(output)
+
+
+def no_step(*_):
+    """In masf_func.train_step's place: a graph that is built in no time and trains nothing."""
+    return tf.assign_add(tf.train.get_global_step(), 1), tf.zeros([len(masf_func.TERMS) + 7])
+
+
+def refused_early(data, output, *flags):
+    """As `refused`, of a training that must end before its first step: the graph has none."""
+    with mock.patch.object(masf_func, "train_step", no_step):
+        return refused(data, output, *flags)
 
 
 def refused(data, output, *flags, code=2):
@@ -99,6 +137,17 @@ def stopped(monkeypatch, step, data, output, *flags, number=signal.SIGTERM):
         code, out, err = train(data, output, *flags)
     assert code == 128 + number, err
     return out
+
+
+@contextlib.contextmanager
+def small_files(size):
+    """No file can grow beyond `size` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def variables(folder, name=None):
