@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 import affinity_fusion
 import make_standin_data
@@ -24,9 +25,12 @@ READMES = ("README.md", "README.en.md")
 ENTRIES = ("pretrain_affinity_fusion.py", "affinity_fusion.py")
 PROGRAMS = ENTRIES + ("cluster.py", "make_standin_data.py", "export.py", "bench.py")
 SHORT = "--affinity_steps=2 --eval_from=2 --eval_every=2"
+if tf.__version__.startswith("1."):
+    SHORT += " --compute_dtype=float32"
 # Flags that make a README's command small; the last of two equal flags counts.
 SMALL = {
-    "pretrain_affinity_fusion.py": f"--max_train_steps=1 --threads=1 {SHORT}",
+    "pretrain_affinity_fusion.py": "--max_train_steps=1 --threads=1 --subspace_dimension=6 "
+                                   + SHORT,
     "affinity_fusion.py": f"--threads=1 {SHORT}",
     "cluster.py": "--subspace_dimension 6",
     "make_standin_data.py": "--images=7 --workers=1",
