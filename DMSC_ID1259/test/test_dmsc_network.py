@@ -89,8 +89,8 @@ def build(name, seed):
     before = tf.get_variable("theta_before", [sizes["N"]] * 2, trainable=False)
     kept, results, forward = {}, [], network.forward
 
-    def once(*arguments):  # the step's own forward pass is the one that is looked at
-        results.append(forward(*arguments))
+    def once(*arguments, **options):  # the step's own forward pass is the one that is looked at
+        results.append(forward(*arguments, **options))
         return results[-1]
 
     network.forward = once
