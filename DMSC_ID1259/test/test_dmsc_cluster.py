@@ -10,7 +10,7 @@ import pytest
 import cluster
 import metrics
 import training_runs
-from training_runs import SAMPLES, SUBJECTS, affinity_folder, read, refused, succeeded
+from training_runs import SAMPLES, SUBJECTS, affinity_folder, refused, succeeded
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def rows(printed):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def test_the_defaults_find_clusters_as_good_as_the_runs_own(output, clustered):
+def test_the_defaults_are_those_of_stage_3(output):
     printed = succeeded(recluster(output))
     assert printed.startswith(f"data: small, N = {SAMPLES}, K = {SUBJECTS}, matrix of step 14")
     (ro, dimension, power, *scores), = rows(printed)
@@ -41,7 +41,6 @@ def test_the_defaults_find_clusters_as_good_as_the_runs_own(output, clustered):
         labels, _ = metrics.post_proC(metrics.thrC(arrays["C"], metrics.alpha(SUBJECTS)), SUBJECTS)
         expected = metrics.scores(arrays["Label"], labels)
     assert scores == [f"{100 * score:.2f} %" for score in expected]
-    assert 0 < read(affinity_folder(clustered[0]), "result.json")["accuracy"] <= 1
 
 
 def test_every_combination_is_tried_and_written(output, tmp_path):
