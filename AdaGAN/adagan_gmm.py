@@ -179,8 +179,7 @@ def add_run_flags(parser):
 
 def check(args):
     """Raises InputError for what cannot be, before anything is written."""
-    if npu_session.rank() or npu_session.size() > 1:
-        raise InputError(f"RANK_SIZE={npu_session.size()}: AdaGAN trains in one process")
+    npu_session.require_one_process("AdaGAN trains in one process")
     if args.input_normalize_sym:
         raise InputError("--input_normalize_sym=True is for images, not for points: leave it out")
     reweighting.beta("constant", 1, args.beta_constant)

@@ -189,8 +189,9 @@ def plain_map(dataset, function, threads=1):
 def training_pipeline(source, batch_size, preparation, threads=0):
     """tf.data pipeline of (images, deformed, positions), see make_pairs.
 
-    It is (re)started with `session.run(pipeline.initializer, pipeline.feed(rows, first_step))`,
-    rows int32 [steps, batch_size] of image numbers.
+    Of several processes each gets its share of every batch. It is (re)started with
+    `session.run(pipeline.initializer, pipeline.feed(rows, first_step))`, rows int32
+    [steps, batch_size] of image numbers.
 
     Args:
       source: list of paths; or decoded images, uint8 [N, scale_size, scale_size, 3].
@@ -199,12 +200,14 @@ def training_pipeline(source, batch_size, preparation, threads=0):
     source = source if is_cached else np.array(source)
     all_images = tf.placeholder(tf.uint8 if is_cached else tf.string, (None,) + source.shape[1:])
     row_source = tf.placeholder(tf.int32, [None, batch_size])
-    first_step = tf.placeholder(tf.int64, [])
-    rows = tf.reshape(row_source, [-1])
+    first_step, part = tf.placeholder(tf.int64, []), npu_session.share(batch_size)
+    numbers = tf.reshape(tf.range(tf.size(row_source)), tf.shape(row_source))
+    rows, places = (tf.reshape(array[:, part], [-1]) for array in (row_source, numbers))
 
     def pair(index):
         # One image at a time: the arrays of a whole batch would not stay in a core's cache.
-        number, image = first_step * batch_size + index, all_images[rows[index]]
+        number = first_step * batch_size + tf.cast(places[index], tf.int64)
+        image = all_images[rows[index]]
         if is_cached:
             frame = tf.image.convert_image_dtype(image, tf.float32) * 2 - 1
         else:
@@ -214,7 +217,8 @@ def training_pipeline(source, batch_size, preparation, threads=0):
         return tuple(tensor[0] for tensor in make_pairs(frame[None], first, second, preparation))
 
     dataset = tf.data.Dataset.range(tf.shape(rows, out_type=tf.int64)[0])
-    dataset = plain_map(dataset, pair, threads).batch(batch_size, drop_remainder=True)
+    dataset = plain_map(dataset, pair, threads)
+    dataset = dataset.batch(batch_size // npu_session.size(), drop_remainder=True)
     dataset = dataset.prefetch(PREFETCHED)
     iterator = tf.data.make_initializable_iterator(dataset.with_options(plain_options()))
 

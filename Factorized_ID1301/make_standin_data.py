@@ -16,6 +16,7 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 import landmark_lists
+import npu_session
 from landmark_lists import STANDIN_NOTE
 from npu_session import InputError, argument_parser, boolean, replacing, run_main, seed_number
 from standin_faces import HEIGHT, WIDTH, draw_face, send_faces
@@ -234,6 +235,9 @@ def data_folder(data_path, default, seed=0, **counts):
     if data_path is not None:
         return data_path
     if not os.path.isdir(default) or not os.listdir(default):
+        npu_session.require_one_process(
+            "several would draw stand-in faces over each other: run make_standin_data.py "
+            "first, or name a data folder")
         print(f"no data folder given and no {default}: drawing stand-in faces (not CelebA) into "
               f"{default}", flush=True)
         make_standin_data(default, seed=seed, **counts)

@@ -240,8 +240,8 @@ def train_step(images, deformed, positions, layers, args):
         optimizer = npu_session.wrap_optimizer(
             tf.train.AdamOptimizer(learning_rate(step, args), args.beta1))
         update = optimizer.minimize(terms.total, step)
-    values = tf.stack([terms.align, terms.diversity, terms.decay, terms.total, terms.spread,
-                       terms.distance])
+    values = npu_session.average(tf.stack([terms.align, terms.diversity, terms.decay, terms.total,
+                                           terms.spread, terms.distance]))
     return TrainStep(tf.group(update, *network.updates), values)
 
 

@@ -12,12 +12,17 @@ import functools
 import glob
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
+import shutil
 import signal
+import socket
 import sys
 import tempfile
+import threading
+import time
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -43,6 +48,9 @@ NPU_OPTIONS = {
          "graph_memory_max_size variable_memory_max_size fusion_switch_file "
          "op_compiler_cache_mode op_compiler_cache_dir jit_compile",
 }
+PEER_LOST = 75  # exit code when another process of the job has ended
+_instance_keys = itertools.count(1)  # of collectives: alike in processes that build alike
+_parted = threading.Event()  # the processes of the job have taken leave of each other
 NPU_OPTION_TYPES = {name: kind for kind, names in NPU_OPTIONS.items() for name in names.split()}
 
 
@@ -51,8 +59,18 @@ class InputError(ValueError):
 
 
 def run_main(main, argv=None):
-    """Exit code of `main(argv)`; what the user can mend becomes one sentence on stderr."""
+    """Exit code of `main(argv)`; what the user can mend becomes one sentence on stderr.
+
+    A process of a job of several ends here and now.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` blocks run
+    code = _run_guarded(main, argv)
+    if _server.cache_info().currsize:
+        _end_process(code)
+    return code
+
+
+def _run_guarded(main, argv):
     try:
         return main(argv) or 0
     except InputError as error:
@@ -63,6 +81,10 @@ def run_main(main, argv=None):
         message, code = error, 3
     except KeyboardInterrupt:
         message, code = "interrupted", 130
+    except tf.errors.UnavailableError:
+        if not _server.cache_info().currsize:
+            raise
+        message, code = "another process of the job has ended: start it again", PEER_LOST
     print(f"error: {message}", file=sys.stderr)
     return code
 
@@ -142,18 +164,25 @@ def staged(data_url, train_url):
     """Local (data, output) folders for ModelArts' two addresses; None for one that is not given.
 
     Local addresses are used in place. Of obs:// and s3:// ones, data and earlier results are
-    copied in first (so that an interrupted job resumes), results out at the end, failed or not.
+    copied in first (so that an interrupted job resumes), results out at the end, failed or not. Of
+    a job of several processes only the first writes where it was told to.
     """
     def is_remote(url):
         return bool(url) and url.startswith(("obs://", "s3://"))
 
     scratch = "/cache" if os.path.isdir("/cache") else None  # ModelArts' large disk
     data, output = data_url, train_url
+    if rank():  # the first process leaves the results; what the others write is nobody's
+        train_url = output = tempfile.mkdtemp(prefix=f"process-{rank()}-", dir=scratch)
     if is_remote(data_url):
         files, data = _moxing_files(data_url), tempfile.mkdtemp(prefix="dataset-", dir=scratch)
         files.copy_parallel(data_url, data)
     if not is_remote(train_url):
-        yield data, output
+        try:
+            yield data, output
+        finally:
+            if rank():
+                shutil.rmtree(output, ignore_errors=True)
         return
     files, output = _moxing_files(train_url), tempfile.mkdtemp(prefix="result-", dir=scratch)
     if files.exists(train_url):
@@ -198,25 +227,6 @@ def _environment_number(name, default):
     if not text.isdigit():
         raise InputError(f"{name}={text} in the environment is not a number")
     return int(text)
-
-
-def rank():
-    """This process's number in a job of size() processes: RANK_ID, as Ascend launchers set it."""
-    number = _environment_number("RANK_ID", 0)
-    if number >= size():
-        raise InputError(f"RANK_ID={number} is outside 0..RANK_SIZE-1 = 0..{size() - 1}")
-    return number
-
-
-def size():
-    """Processes in the job (RANK_SIZE). More than one runs on Ascend only, over HCCL."""
-    count = _environment_number("RANK_SIZE", 1)
-    if count > 1 and backend() != "npu":
-        raise InputError(f"RANK_SIZE={count}: several processes need Ascend devices")
-    missing = [name for name in ("JOB_ID", "RANK_TABLE_FILE") if not os.environ.get(name)]
-    if count > 1 and missing:
-        raise InputError(f"RANK_SIZE={count} needs {' and '.join(missing)} in the environment")
-    return count
 
 
 def branches(config):
@@ -298,6 +308,209 @@ def _npu_options(args, output, mixlist, iterations_per_loop):
     return options
 
 
+# ---------------------------------------------------------------- several processes
+
+
+def rank():
+    """This process's number in a job of size() processes: RANK_ID, as Ascend launchers set it."""
+    number = _environment_number("RANK_ID", 0)
+    if number >= size():
+        raise InputError(f"RANK_ID={number} is outside 0..RANK_SIZE-1 = 0..{size() - 1}")
+    return number
+
+
+def size():
+    """Processes in the job (RANK_SIZE): over HCCL on Ascend, else over TensorFlow's collectives."""
+    count = _environment_number("RANK_SIZE", 1)
+    missing = [name for name in ("JOB_ID", "RANK_TABLE_FILE") if not os.environ.get(name)]
+    if count > 1 and missing and backend() == "npu":
+        raise InputError(f"RANK_SIZE={count} needs {' and '.join(missing)} in the environment")
+    return count
+
+
+def require_one_process(reason):
+    """InputError with this reason unless the job has one process only."""
+    if rank() or size() > 1:
+        raise InputError(f"RANK_SIZE={size()}: {reason}")
+
+
+def share(batch_size, parts=1):
+    """slice of the rows of a batch that belong to this process: every size()-th.
+
+    So the first part of every process's rows are the first part of the batch.
+
+    Raises:
+      InputError: the batch cannot be divided among the processes, or theirs into `parts`.
+    """
+    if batch_size % (size() * parts):
+        raise InputError(f"a batch of {batch_size} cannot be divided among RANK_SIZE={size()} "
+                         f"processes: choose a multiple of {size() * parts}")
+    return slice(rank(), None, size())
+
+
+def worker_hosts():
+    """'host:port' of every process of a job off the NPU.
+
+    WORKER_HOSTS names them; without it they run on this machine, at the ports from
+    WORKER_BASE_PORT on.
+    """
+    base = _environment_number("WORKER_BASE_PORT", 20000)
+    hosts = (os.environ.get("WORKER_HOSTS") or ",".join(
+        f"127.0.0.1:{base + number}" for number in range(size()))).split(",")
+    for host in hosts:
+        name, _, port = host.rpartition(":")
+        if not (name and port.isdigit() and 0 < int(port) < 65536):
+            raise InputError(f"WORKER_HOSTS: {host!r} is not of the form host:port")
+    if len(set(hosts)) != size():
+        raise InputError(f"WORKER_HOSTS names {len(set(hosts))} processes, RANK_SIZE is {size()}")
+    return hosts
+
+
+@functools.lru_cache(maxsize=None)
+def _server(config):
+    """This process's tf.train.Server, which others reach; config: a serialised ConfigProto."""
+    hosts = worker_hosts()
+    port = int(hosts[rank()].rpartition(":")[2])
+    with contextlib.closing(socket.socket()) as trial:  # else TensorFlow's own error, or a crash
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", port))
+        except OSError as error:
+            raise InputError(f"port {port} cannot be used ({error.strerror}): set WORKER_HOSTS or "
+                             "WORKER_BASE_PORT to others") from None
+    server = tf.train.Server({"worker": hosts}, "worker", rank(),
+                             config=tf.ConfigProto.FromString(config))
+    threading.Thread(target=_watch, args=(hosts,), daemon=True).start()
+    return server
+
+
+def _watch(hosts):
+    """Ends this process when another one has gone, or does not come: TensorFlow 1.15 would wait
+    for it for ever."""
+    others = [host.rpartition(":")[::2] for host in hosts]
+    del others[rank()]
+    patience = _environment_number("WORKER_PATIENCE", 300)
+    refused, began = dict.fromkeys(others, None), time.time()  # None: not seen yet
+    while not _parted.wait(1):
+        for name, port in others:
+            try:
+                socket.create_connection((name, int(port)), timeout=5).close()
+                refused[name, port] = 0
+            except OSError:
+                if refused[name, port] is not None:
+                    refused[name, port] += 1
+            if refused[name, port] == 2 and not _parted.is_set():
+                _end_process(PEER_LOST, f"the process at {name}:{port} has ended: what was saved "
+                                        "before is untouched; start the job again to continue")
+        missing = [":".join(other) for other in others if refused[other] is None]
+        if missing and time.time() - began > patience:
+            _end_process(PEER_LOST, f"no process at {', '.join(missing)} within {patience} s: "
+                                    "start all of WORKER_HOSTS, or set WORKER_PATIENCE")
+
+
+def _end_process(code, message=None):
+    """Ends the process at once: with TensorFlow's server it may hang at the interpreter's end."""
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def open_session(config):
+    """A tf.Session on the default graph; of several processes off the NPU, one connected to all.
+
+    Every process must build its graph alike and run the same steps. They part together: the end of
+    the block waits for all. Note that TensorFlow's servers accept anybody who reaches their port.
+    """
+    if size() == 1 or backend() == "npu":
+        with tf.Session(config=config) as session:
+            yield session
+        return
+    config.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
+    config.device_filters.append(f"/job:worker/task:{rank()}")
+    parting = reduced(tf.zeros([1]), "sum")
+    with tf.Session(_server(config.SerializeToString()).target, config=config) as session:
+        yield session
+        session.run(parting)
+        _parted.set()
+
+
+def reduced(tensor, operation):
+    """A tensor's "mean" or "sum" over all processes, entry by entry. Not a scalar."""
+    if backend() == "npu":
+        return (_bridge().npu_allreduce(tensor, reduction="mean") if operation == "mean" else
+                importlib.import_module("npu_bridge.hccl.hccl_ops").allreduce(tensor, "sum"))
+    return tf.raw_ops.CollectiveReduce(
+        input=tensor, group_size=size(), group_key=1, instance_key=next(_instance_keys),
+        merge_op="Add", final_op="Div" if operation == "mean" else "Id", subdiv_offsets=[0])
+
+
+def average_gradients(gradients):
+    """Means over all processes of a list of gradients; None stays.
+
+    One collective for all of them: the cost is per operation more than per number.
+    """
+    given = [gradient for gradient in gradients if gradient is not None]
+    if size() == 1 or not given:
+        return list(gradients)
+    if backend() == "npu":
+        means = iter([reduced(gradient, "mean") for gradient in given])
+    else:
+        dense = [tf.convert_to_tensor(gradient) for gradient in given]
+        flat = reduced(tf.concat([tf.reshape(gradient, [-1]) for gradient in dense], 0), "mean")
+        parts = tf.split(flat, [gradient.shape.num_elements() for gradient in dense])
+        means = iter([tf.reshape(part, gradient.shape) for part, gradient in zip(parts, dense)])
+    return [None if gradient is None else next(means) for gradient in gradients]
+
+
+def average(tensor):
+    """A tensor's mean over all processes, entry by entry."""
+    return tensor if size() == 1 else reduced(tensor, "mean")
+
+
+def gathered(tensor):
+    """The rows of all processes, float32 [n, ...] -> [size() n, ...].
+
+    Its gradient is made for average_gradients: if every process computes one loss of all rows,
+    the mean of their gradients is that loss's.
+    """
+    if size() == 1:
+        return tensor
+    own, rest = tensor.shape.as_list()[0], tensor.shape.as_list()[1:]
+
+    @tf.custom_gradient
+    def gather(x):
+        parts = [x if number == rank() else tf.zeros_like(x) for number in range(size())]
+
+        def gradient(of_all):
+            return size() * of_all[rank() * own:(rank() + 1) * own]
+        return tf.reshape(reduced(tf.concat(parts, 0), "sum"), [size() * own] + rest), gradient
+    return gather(tensor)
+
+
+def _from_first(variables):
+    """Operation that gives every process the variables of process 0."""
+    updates = []
+    for variable in variables:
+        if backend() == "npu":
+            broadcast = importlib.import_module("npu_bridge.hccl.hccl_ops").broadcast
+            value = variable.read_value()
+            if not variable.dtype.is_floating:
+                value = tf.cast(value, tf.int32)  # HCCL knows no int64
+            updates.append(variable.assign(tf.cast(broadcast([value], 0)[0],
+                                                   variable.dtype.base_dtype)))
+            continue
+        common = {"group_size": size(), "group_key": 1, "instance_key": next(_instance_keys),
+                  "shape": variable.shape}
+        updates.append(
+            tf.raw_ops.CollectiveBcastSend(input=variable.read_value(), **common) if rank() == 0
+            else variable.assign(tf.raw_ops.CollectiveBcastRecv(
+                T=variable.dtype.base_dtype, **common)))
+    return tf.group(*updates)
+
+
 # ---------------------------------------------------------------- optimizer and loop
 
 
@@ -311,7 +524,7 @@ def wrap_optimizer(optimizer, loss_scale=None):
         Powers of two do not change float32 results, so other devices go without.
     """
     if backend() != "npu":
-        return optimizer
+        return optimizer if size() == 1 else _averaging(optimizer)
     npu = _bridge()
     if size() > 1:
         optimizer = npu.npu_distributed_optimizer_wrapper(optimizer)
@@ -322,12 +535,15 @@ def wrap_optimizer(optimizer, loss_scale=None):
     return npu.NPULossScaleOptimizer(optimizer, manager(**loss_scale), is_distributed=size() > 1)
 
 
-def average_gradients(gradients):
-    """Means over all processes of a list of gradients (for users of tf.gradients); None stays."""
-    if size() == 1:
-        return gradients
-    return [None if gradient is None else _bridge().npu_allreduce(gradient, reduction="mean")
-            for gradient in gradients]
+def _averaging(optimizer):
+    """The optimizer, computing means of gradients over all processes."""
+    plain = optimizer.compute_gradients
+
+    def compute_gradients(*arguments, **options):
+        gradients, variables = zip(*plain(*arguments, **options))
+        return list(zip(average_gradients(gradients), variables))
+    optimizer.compute_gradients = compute_gradients
+    return optimizer
 
 
 class Loop:
@@ -344,6 +560,9 @@ class Loop:
 
     def __init__(self, step, iterations_per_loop):
         self._per_loop = iterations_per_loop if backend() == "npu" else 1
+        if size() > 1:
+            self._own_stop = tf.placeholder(tf.float32, [len(Stop.CODES)], "stop")
+            self._stops = reduced(self._own_stop, "sum")
         if backend() == "npu":
             self._train_op, self._values = step()
             return
@@ -377,10 +596,16 @@ class Loop:
         """Runs `count` steps. Returns the values of every step, [count, ...]; on the NPU those of
         the last step of each device-side loop."""
         if backend() != "npu":
-            return session.run(self._values, {self._count: count})
-        self.check(count)
-        return np.stack([session.run([self._train_op, self._values])[1]
-                         for _ in range(count // self._per_loop)])
+            values = session.run(self._values, {self._count: count})
+        else:
+            self.check(count)
+            values = np.stack([session.run([self._train_op, self._values])[1]
+                               for _ in range(count // self._per_loop)])
+        if size() > 1 and Stop.active:  # all stop after the same step, whoever got the signal
+            own = [float(Stop.active.received == code) for code in Stop.CODES]
+            stops = session.run(self._stops, {self._own_stop: own})
+            Stop.active.code = Stop.CODES[int(stops.argmax())] if stops.any() else 0
+        return values
 
 
 def check_finite(values, names, first_step, folder):
@@ -399,22 +624,29 @@ def check_finite(values, names, first_step, folder):
 class Stop:
     """`with Stop() as stop:` SIGTERM and SIGINT set stop.code (143, 130) instead of killing.
 
-    The loop saves and leaves when stop.code is set; a second signal interrupts at once.
+    The loop saves and leaves when stop.code is set; a second signal interrupts at once. With
+    several processes Loop.run sets stop.code, in all of them after the same step.
     """
 
-    code = 0
+    CODES = (143, 130)
+    code = received = 0
+    active = None
 
     def __enter__(self):
+        Stop.active = self
         self._old = {number: signal.signal(number, self._handle)
                      for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def _handle(self, number, _):
-        if self.code:
+        if self.received:
             raise KeyboardInterrupt
-        self.code = 128 + number
+        self.received = 128 + number
+        if size() == 1:
+            self.code = self.received
 
     def __exit__(self, *_):
+        Stop.active = None
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -521,7 +753,9 @@ def begin(session, args, loop, checkpoints, folder):
     with session.graph.as_default():
         session.run(tf.global_variables_initializer())
         loop.prepare(session)
-        restored = checkpoints.restore(session, required=args.resume is True)
+        restored = checkpoints.restore(session, required=_resume(args) is True)
+        if size() > 1:
+            session.run(_from_first(tf.global_variables()))
         step = int(session.run(tf.train.get_or_create_global_step()))
     loop.check(step)
     print(f"Succesfully loaded model from {restored} at counter = {step}" if restored
@@ -529,6 +763,11 @@ def begin(session, args, loop, checkpoints, folder):
     folder.rewind(step)
     session.graph.finalize()
     return step
+
+
+def _resume(args):
+    """--resume; of a job's processes only the first has a run folder to continue."""
+    return "auto" if rank() else args.resume
 
 
 def write_json(path, content):
@@ -592,10 +831,10 @@ class RunFolder:
 
     def _check_resume(self, args, before, fixed):
         checkpoints = glob.glob(os.path.join(glob.escape(self.folder), "*.index"))
-        if args.resume is False and (before or checkpoints):
+        if _resume(args) is False and (before or checkpoints):
             raise InputError(f"{self.folder} holds a run: continue it with --resume, or choose "
                              "another folder")
-        if args.resume is True and not (before or checkpoints):
+        if _resume(args) is True and not (before or checkpoints):
             raise InputError(f"--resume: there is no run in {self.folder}")
         for name in fixed if before else ():
             old, new = before.get(name), getattr(args, name)

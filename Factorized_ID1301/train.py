@@ -238,8 +238,6 @@ def check_convolutions(args):
 
 def run(args):
     """Trains or resumes; returns the exit code."""
-    if npu_session.rank() or npu_session.size() > 1:
-        raise InputError(f"RANK_SIZE={npu_session.size()}: this model trains in one process")
     if args.conv_dtype != "float32":
         check_convolutions(args)
     paths = find_data(args)
@@ -276,9 +274,9 @@ def run_session(args, plan, order, graph, pictures, folder):
     count = sum(int(np.prod(variable.shape.as_list())) for variable in tf.trainable_variables())
     print(f"parameter_count = {count}")
     config = npu_session.session_config(args, args.output_dir, iterations_per_loop=plan.per_run)
-    with tf.Session(config=config) as session:
+    with npu_session.open_session(config) as session:
         step = npu_session.begin(session, args, graph.loop, checkpoints, folder)
-        if others and not checkpoints.found():
+        if others and not step:
             step = start_from(others, session, graph)
         code, step = train(args, plan, order, folder, session, graph, pictures, checkpoints, step)
         if code:

@@ -13,6 +13,7 @@ import struct
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import npu_session
 from npu_session import InputError
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -423,9 +424,10 @@ def episodes(sources, batch_size, seed, threads=0, pixels=None, flip_probability
 
     It is (re)started with `session.run(pipeline.initializer, pipeline.feed(step))`.
     `pipeline.next_batch()` gives the tensors of the next step:
-      images float32 [3, batch_size, 227, 227, 3], BGR, mean removed, in the order of `roles`;
-      one-hot labels float32 [3, batch_size, 7].
-    It runs on the host: on the NPU only dense operations are left for the device.
+      images float32 [3, b, 227, 227, 3], BGR, mean removed, in the order of `roles`;
+      one-hot labels float32 [3, b, 7];
+    b = batch_size, or of several processes its share. It runs on the host: on the NPU only dense
+    operations are left for the device.
 
     Args:
       sources: list of three Images. batch_size: images per source, at most as many as it has.
@@ -433,25 +435,28 @@ def episodes(sources, batch_size, seed, threads=0, pixels=None, flip_probability
       pixels: read_pixels(sources), or None to decode the files at each use.
       flip_probability: of mirroring an image.
     """
-    counts, size = [len(images.labels) for images in sources], 3 * batch_size
+    counts, part = [len(images.labels) for images in sources], npu_session.share(batch_size, 3)
+    own = batch_size // npu_session.size()
     pool = Pool(any(images.resize for images in sources), cached=pixels is not None)
     first_step = tf.placeholder(tf.int64, [])
 
     def slices(step):
-        rows = tf.reshape(episode_rows(counts, batch_size, seed, step), [size])
-        flips = uniform([size], seed, FLIP_STREAM, step) < flip_probability
-        return tf.data.Dataset.from_tensor_slices((rows, flips))
+        rows = episode_rows(counts, batch_size, seed, step)
+        flips = uniform([3 * batch_size], seed, FLIP_STREAM, step) < flip_probability
+        flips = tf.reshape(flips, [3, batch_size])
+        return tf.data.Dataset.from_tensor_slices(tuple(
+            tf.reshape(array[:, part], [3 * own]) for array in (rows, flips)))
 
     def image(row, flip):
         rgb = pool.pixels(row)
         return tf.cond(flip, lambda: tf.reverse(rgb, axis=[1]), lambda: rgb), pool.one_hot(row)
 
     def batch(images, labels):
-        return (tf.reshape(preprocess(images), [3, batch_size, SIDE, SIDE, 3]),
-                tf.reshape(labels, [3, batch_size, len(CLASSES)]))
+        return (tf.reshape(preprocess(images), [3, own, SIDE, SIDE, 3]),
+                tf.reshape(labels, [3, own, len(CLASSES)]))
 
     dataset = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max).flat_map(slices)
-    dataset = dataset.map(image, parallel_calls(threads)).batch(size, drop_remainder=True)
+    dataset = dataset.map(image, parallel_calls(threads)).batch(3 * own, drop_remainder=True)
     # Floats are made last: prefetched pixels stay uint8, a quarter of the memory.
     dataset = dataset.prefetch(PREFETCHED).map(batch).with_options(plain_options())
     iterator = tf.data.make_initializable_iterator(dataset)

@@ -441,13 +441,13 @@ def print_settings(args):
 
 def check(args):
     """InputError for flags that do not go together; fills in the switches and the run folder."""
-    if npu_session.rank() or npu_session.size() > 1:
-        raise InputError(f"RANK_SIZE={npu_session.size()}: MASF trains in one process")
     if args.meta_batch_size % 3:
         raise InputError(f"--meta_batch_size={args.meta_batch_size} is not a multiple of 3: the "
                          "metric group takes a third of it from each of the three sources")
     for name, value in switches(args).items():
         setattr(args, name, value)
+    if args.second_order:
+        npu_session.require_one_process("--second_order trains in one process")
     args.run_dir = os.path.join(args.output_dir or args.logdir, experiment_name(args))
 
 
@@ -483,7 +483,7 @@ def run_session(args, data, weights, graph, folder):
     load = weights_loader(weights, graph.variables)
     config = npu_session.session_config(args, args.run_dir,
                                         iterations_per_loop=args.print_interval)
-    with tf.Session(config=config) as session:
+    with npu_session.open_session(config) as session:
         step = npu_session.begin(session, args, graph.loop, savers["checkpoints"], folder)
         rewind_eva(args, folder)
         if not step:

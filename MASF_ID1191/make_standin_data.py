@@ -234,6 +234,9 @@ def data_root(dataroot, default=DEFAULT_DATAROOT, filelist_root=DEFAULT_FOLDER, 
     if dataroot is not None:
         return dataroot
     if not os.path.isdir(default) or not os.listdir(default):
+        npu_session.require_one_process(
+            "several would draw stand-in pictures over each other: run make_standin_data.py "
+            "first, or name a data folder")
         print(f"no --dataroot and no {default}: drawing stand-in pictures (not PACS) into "
               f"{default}", flush=True)
         make_standin_data(default, filelist_root, images, seed)

@@ -179,6 +179,9 @@ def episode(images, labels, weights, settings, step):
     the network at theta together and give the inner and the task gradient in one; a, a1 and b go
     through it at theta' together, and the metric group reuses their fc6.
 
+    Several processes with a share of the images each compute what one would with all of them: the
+    inner gradient is summed over them, and each has the semantic losses of all samples.
+
     Args:
       images: float32 [3, B, 227, 227, 3]: meta-train a, meta-train a1, meta-test b.
       labels: one-hot float32 [3, B, 7].
@@ -192,18 +195,19 @@ def episode(images, labels, weights, settings, step):
                                     if name not in METRIC)
     if settings.episodic:
         source = domains_forward(images[:2], labels[:2], theta, settings, step, "inner")
-        inner = _gradients(tf.reduce_sum(source.task_losses) / 2.0, theta)
-        task = _scaled(inner, 1.0 / images.shape.as_list()[1])
+        own = _gradients(tf.reduce_sum(source.task_losses) / 2.0, theta)
+        inner = _scaled(_averaged(own), npu_session.size())
+        task = _scaled(inner, 1.0 / (npu_session.size() * images.shape.as_list()[1]))
         fast_weights = inner_step(theta, inner, settings)
         outer = domains_forward(images, labels, fast_weights, settings, step, "outer")
     else:
         source = outer = domains_forward(images, labels, theta, settings, step, "outer")
-        task = _gradients(tf.reduce_mean(source.task_losses), theta)
+        task = _averaged(_gradients(tf.reduce_mean(source.task_losses), theta))
         fast_weights, inner = theta, collections.OrderedDict()
     group = group_features(outer.forward, labels, fast_weights, settings, step)
     losses = semantic_losses(outer.logits, labels, group, weights, settings)
-    meta = _gradients(_meta_loss(losses, outer.task_losses, settings), weights)
-    metric = (_gradients(losses.metric_loss, {name: weights[name] for name in METRIC})
+    meta = _averaged(_gradients(_meta_loss(losses, outer.task_losses, settings), weights))
+    metric = (_averaged(_gradients(losses.metric_loss, {name: weights[name] for name in METRIC}))
               if settings.local_clustering else collections.OrderedDict())
     return Episode(source.logits, source.task_losses, tf.reduce_mean(source.task_losses),
                    fast_weights, outer.logits, outer.task_losses, group, losses, inner, task, meta,
@@ -225,7 +229,8 @@ def domains_forward(images, labels, weights, settings, step, name):
 def dropout_layers(settings, step, name):
     """The `dropout` of alexnet, its masks fixed by (seed, step) and the pass's name."""
     def dropout(x, layer):
-        seed = _key(0, f"{name}/{layer}")[1] ^ settings.seed
+        process = f"/{npu_session.rank()}" if npu_session.rank() else ""  # masks of its own
+        seed = _key(0, f"{name}/{layer}{process}")[1] ^ settings.seed
         return utils.dropout(x, settings.keep_prob,
                              tf.stack([tf.constant(seed, tf.int32), tf.cast(step, tf.int32)]))
     return dropout
@@ -263,20 +268,25 @@ def semantic_losses(logits, labels, group, weights, settings):
 
     Args:
       logits, labels: float32 [3, B, 7]. group: features of the metric group [3 * (B // 3), 4096].
+        Of several processes: this one's; the losses are of the samples of all.
     Returns:
       Losses: the two alignments and softened distributions, their mean global_loss; local_loss,
       metric_loss = 0.005 * local_loss, the group's embedding.
     """
     batch, divergence = labels.shape.as_list()[1], utils.DIVERGENCES[settings.divergence]
+    group_labels = npu_session.gathered(
+        _first_third(tf.reshape(labels, [-1, NUM_CLASSES]), batch))
+    logits, labels = ([npu_session.gathered(domain) for domain in tf.unstack(array)]
+                      for array in (logits, labels))
     pairs = []
     for other in (0, 1):
         both = utils.present(labels[2]) * utils.present(labels[other])
         pairs.append(utils.kd(logits[2], labels[2], logits[other], labels[other], both,
                               divergence))
     (kd_a, soft_b, soft_a), (kd_a1, _, soft_a1) = pairs
-    embedding = embed(group, weights)
-    classes = tf.argmax(_first_third(tf.reshape(labels, [-1, NUM_CLASSES]), batch), 1)
-    local_loss = utils.triplet_semihard_loss(classes, embedding, settings.margin)
+    embedding = npu_session.gathered(embed(group, weights))
+    local_loss = utils.triplet_semihard_loss(tf.argmax(group_labels, 1), embedding,
+                                             settings.margin)
     return Losses(kd_a, kd_a1, soft_b, soft_a, soft_a1, (kd_a + kd_a1) / 2.0, local_loss,
                   LOCAL_WEIGHT * local_loss, embedding)
 
@@ -301,6 +311,12 @@ def _gradients(loss, weights):
                                    if gradient is not None)
 
 
+def _averaged(gradients):
+    """Their means over all processes."""
+    return collections.OrderedDict(zip(gradients, npu_session.average_gradients(
+        list(gradients.values()))))
+
+
 def _scaled(gradients, factor):
     return collections.OrderedDict((name, factor * gradient)
                                    for name, gradient in gradients.items())
@@ -322,7 +338,8 @@ def _terms(labels, source, outer, losses):
     terms = tf.stack([tf.reduce_mean(source.task_losses), (accuracies[0] + accuracies[1]) / 2.0]
                      + means + accuracies + [losses.global_loss, losses.metric_loss,
                                              tf.reduce_mean(outer.task_losses[2])])
-    return tf.concat([terms, tf.reduce_sum(labels[:, :third], [0, 1])], 0)
+    counts = npu_session.size() * tf.reduce_sum(labels[:, :third], [0, 1])
+    return npu_session.average(tf.concat([terms, counts], 0))
 
 
 # ---------------------------------------------------------------- updates

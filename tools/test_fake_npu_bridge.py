@@ -693,6 +693,12 @@ def test_broadcast_of_a_single_tensor_is_refused(npu, refused):
 
 
 @pytest.mark.usefixtures("two_ranks")
+def test_a_type_that_hccl_does_not_know_is_refused(npu, refused):
+    with refused("broadcast knows no int64"):
+        npu.hccl_ops.broadcast([tf.constant(1, tf.int64)], 0)
+
+
+@pytest.mark.usefixtures("two_ranks")
 def test_both_rank_size_variables_are_refused(npu, refused, monkeypatch):
     monkeypatch.setenv("CM_WORKER_SIZE", "2")
     with refused("both set"):

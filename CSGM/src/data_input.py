@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import npu_session
 from npu_session import InputError
 
 DEFAULT_FOLDER = "./MNISTS-data"  # the reference's default, spelled as there
@@ -168,7 +169,9 @@ def plain_options():
 
 
 def training_pipeline(images, batch_size, n_z, seed):
-    """tf.data pipeline of (x float32 [batch_size, 784], eps float32 [batch_size, n_z]).
+    """tf.data pipeline of (x float32 [b, 784], eps float32 [b, n_z]), b = batch_size.
+
+    Of several processes each gets its share of every batch, b = batch_size / processes.
 
     It is (re)started with `session.run(pipeline.initializer, pipeline.feed(rows, first_step))`,
     rows int32 [steps, batch_size]; eps is drawn from (seed, step). It runs on the host: on the NPU
@@ -176,12 +179,12 @@ def training_pipeline(images, batch_size, n_z, seed):
     """
     image_source = tf.placeholder(tf.uint8, [None, images.shape[1]])
     row_source = tf.placeholder(tf.int32, [None, batch_size])
-    first_step = tf.placeholder(tf.int64, [])
+    first_step, part = tf.placeholder(tf.int64, []), npu_session.share(batch_size)
 
     def batch(index):
-        pixels = tf.gather(image_source, row_source[index])
+        pixels = tf.gather(image_source, row_source[index][part])
         eps = tf.random.stateless_normal([batch_size, n_z], seed=tf.stack(
-            [tf.constant(seed, tf.int64), first_step + index]))
+            [tf.constant(seed, tf.int64), first_step + index]))[part]
         return tf.cast(pixels, tf.float32) * np.float32(1.0 / 255.0), eps
 
     count = tf.cast(tf.shape(row_source)[0], tf.int64)

@@ -219,8 +219,6 @@ def print_settings(args):
 
 def run(args):
     """Trains or resumes one VAE; returns the exit code."""
-    if npu_session.rank() or npu_session.size() > 1:
-        raise InputError(f"RANK_SIZE={npu_session.size()}: the VAE trains in one process")
     data = data_input.load(make_standin_data.data_folder(
         args.data_dir, data_input.DEFAULT_FOLDER, args.seed))
     print(f"data: {data.name}\ntest_data {data.test.shape}")
@@ -244,7 +242,7 @@ def run_session(args, data, order, graph, folder):
     checkpoints = npu_session.Checkpoints(args.ckpt_dir)
     print("\n".join(variable.name for variable in tf.global_variables()) + "\n")
     config = npu_session.session_config(args, args.output_dir, iterations_per_loop=args.log_every)
-    with tf.Session(config=config) as session:
+    with npu_session.open_session(config) as session:
         step = npu_session.begin(session, args, graph.loop, checkpoints, folder)
         code, step = train(args, data, order, folder, session, graph, checkpoints, step)
         if code:
@@ -275,6 +273,8 @@ def main(argv=None):
     with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
         args.data_dir = data_dir or args.data_dir
         args.output_dir = output_dir or args.output_dir
+        if npu_session.rank():  # only the first process writes where the flags say
+            args.ckpt_dir = args.sample_dir = None
         args.ckpt_dir = args.ckpt_dir or os.path.join(args.output_dir, "models", "mnist-vae")
         args.sample_dir = args.sample_dir or os.path.join(args.output_dir, "samples", "mnist-vae")
         return run(args)

@@ -16,6 +16,7 @@ import zlib
 from tqdm import tqdm
 
 import data_input
+import npu_session
 from data_input import IMAGE_MAGIC, LABEL_MAGIC
 from npu_session import InputError, argument_parser, boolean, run_main
 from standin_digits import BLOCK, SIDE, draw_block, send_blocks
@@ -204,6 +205,9 @@ def data_folder(data_dir, default, seed=0):
     if data_dir is not None:
         return data_input.find_folder(data_dir)
     if not os.path.isdir(default) or not os.listdir(default):
+        npu_session.require_one_process(
+            "several would draw stand-in digits over each other: run make_standin_data.py "
+            "first, or name a data folder")
         print(f"no --data_dir and no {default}: drawing stand-in digits (not MNIST) into {default}",
               flush=True)
         make_standin_data(default, seed=seed)

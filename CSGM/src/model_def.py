@@ -110,7 +110,7 @@ def train_step(x, eps, initializer, learning_rate, epoch_loss):
     model = vae(x, eps, initializer)
     optimizer = npu_session.wrap_optimizer(tf.train.AdamOptimizer(learning_rate))
     update = optimizer.minimize(model.total_loss, tf.train.get_or_create_global_step())
-    gather = epoch_loss.assign_add(model.total_loss)
-    loss_terms = tf.stack([model.total_loss, tf.reduce_mean(model.reconstr_loss),
-                           tf.reduce_mean(model.latent_loss)])
+    loss_terms = npu_session.average(tf.stack([
+        model.total_loss, tf.reduce_mean(model.reconstr_loss), tf.reduce_mean(model.latent_loss)]))
+    gather = epoch_loss.assign_add(loss_terms[0])
     return TrainStep(tf.group(update, gather), loss_terms)

@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src")
 sys.path.insert(0, SOURCE)
-pytest.register_assert_rewrite("shell_contract")
+pytest.register_assert_rewrite("shell_contract", "processes_contract")
 
 
 @pytest.fixture(scope="session")

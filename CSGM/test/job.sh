@@ -5,6 +5,7 @@ program=mnist_vae/src/main.py
 data_required=yes
 run_marker=models/mnist-vae/config.json # a folder with this file holds a run
 batch_size=100
+[ "$processes" = 1 ] || batch_size=104 # what eight processes can divide
 case $kind in
   perf) epochs=1 ;;
   *) epochs=750 ;;
@@ -12,7 +13,7 @@ esac
 
 job_usage() { # first lines of --help
   cat <<TEXT
-Trains the VAE on one device: $epochs epochs unless --train_epochs says otherwise.
+Trains the VAE on $processes device(s): $epochs epochs unless --train_epochs says otherwise.
   --data_path=FOLDER       required: folder of the four MNIST .gz files, or of MNIST-data/ with them
   --ckpt_path=FOLDER       folder for the checkpoints instead of the run folder's own
   --train_epochs=N         epochs
@@ -27,7 +28,6 @@ job_flag() { # flag, value -> its place in program_flags; fails for a flag it do
     --batch_size=*)
       whole_number --batch_size "$2"
       batch_size=$2
-      program_flags+=("$1")
       ;;
     --ckpt_path=*) program_flags+=("--ckpt_dir=$2") ;;
     --train_steps=*) program_flags+=("--max_steps=$2") ;;
@@ -37,8 +37,8 @@ job_flag() { # flag, value -> its place in program_flags; fails for a flag it do
 
 job_flags() {
   job_length="$epochs epochs"
-  program_flags=("--epochs=$epochs" "--data_dir=$data_path" "--output_dir=$run_folder"
-    "${program_flags[@]+"${program_flags[@]}"}")
+  program_flags=("--epochs=$epochs" "--batch_size=$batch_size" "--data_dir=$data_path"
+    "--output_dir=$run_folder" "${program_flags[@]+"${program_flags[@]}"}")
 }
 
 step_line='.*step [0-9]+, loss = ([0-9.eE+-]+) \(([0-9.]+) examples\/sec; [0-9.]+ sec\/batch\).*'

@@ -25,7 +25,8 @@ def job():
               SCRIPTS[1]: dict(KEYS, TrainAccuracy="None")},
         console=["Final Performance images/sec : 350.00", "Final Performance sec/step : 0.285714",
                  "Final Train Accuracy : 0.01141"],
-        flags={script: [f"--epochs={epochs}", "--data_dir={data}", "--output_dir={output}"]
+        flags={script: [f"--epochs={epochs}", "--batch_size=100", "--data_dir={data}",
+                        "--output_dir={output}"]
                for script, epochs in zip(SCRIPTS, (750, 1))},
         passed_on={"--ckpt_path=/a b/ckpt": "--ckpt_dir=/a b/ckpt",
                    "--train_steps=7": "--max_steps=7", "--train_epochs=3": "--epochs=3",

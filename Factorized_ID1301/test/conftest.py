@@ -12,7 +12,7 @@ import pytest
 
 MODEL = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, MODEL)
-pytest.register_assert_rewrite("shell_contract")
+pytest.register_assert_rewrite("shell_contract", "processes_contract")
 
 
 def pytest_collection_finish():

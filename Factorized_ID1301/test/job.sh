@@ -12,7 +12,7 @@ esac
 
 job_usage() { # first lines of --help
   cat <<TEXT
-Trains the landmark network on one device: $epochs epochs unless --train_epochs says otherwise.
+Trains the landmark network on $processes device(s): $epochs epochs unless --train_epochs says otherwise.
   --data_path=FOLDER       required: folder of images, or whose data10w/ has them
   --train_epochs=N         epochs
   --train_steps=N          stop after N steps

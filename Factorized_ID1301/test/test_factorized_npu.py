@@ -185,12 +185,20 @@ def test_an_npu_that_is_demanded_must_be_there(monkeypatch, faces, tmp_path):
     assert not os.path.exists(str(tmp_path / "out"))
 
 
-def test_several_processes_are_refused(monkeypatch, faces, tmp_path, record):
+def test_the_second_of_two_processes_averages_and_leaves_no_files(monkeypatch, faces, tmp_path,
+                                                                  on_cpu, record):
+    """The step number is among what it gets from the first: both must end at the same step."""
     for name, value in (("RANK_SIZE", "2"), ("RANK_ID", "1"), ("JOB_ID", "1"),
                         ("RANK_TABLE_FILE", "table.json")):
         monkeypatch.setenv(name, value)
-    assert "RANK_SIZE=2: this model trains in one process" in refused(faces, tmp_path / "out")
-    assert record["sessions"] == [] and not os.path.exists(str(tmp_path / "out"))
+    code, _, err = train(faces, tmp_path / "out", "--max_steps=2")
+    assert code == 0, err
+    assert [entry["wrapper"] for entry in record["optimizers"]] == [
+        "npu_distributed_optimizer_wrapper"]
+    operations = [entry["op"] for entry in record["collectives"]]
+    assert operations.count("broadcast") == len(variables(on_cpu))
+    assert {entry.get("reduction") for entry in record["collectives"]} == {None, "sum"}
+    assert not os.path.exists(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("mode", npu_session.PRECISION_MODES)

@@ -5,6 +5,7 @@ program=main.py
 data_required=yes
 run_marker='*/config.json' # a folder with such a file holds a run
 batch_size=126
+[ "$processes" = 1 ] || batch_size=120 # what eight processes can divide into thirds
 weights_path=
 case $kind in
   perf) iterations=5 ;;
@@ -13,7 +14,7 @@ esac
 
 job_usage() { # first lines of --help
   cat <<TEXT
-Trains on one device: $iterations iterations unless --train_iterations says otherwise.
+Trains on $processes device(s): $iterations iterations unless --train_iterations says otherwise.
   --data_path=FOLDER       required: has kfold/<domain>/<class>/<image>, bvlc_alexnet.npy (without
                            it the program starts from random weights and warns) and, if they are
                            not those in the model's folder, the lists filelist/<domain>.txt

@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 from tensorflow.python.client import session as session_module
 
 import main
+import masf_func
 import npu_session
 from training_runs import (
     FEW,
@@ -149,11 +150,16 @@ def test_an_npu_that_is_demanded_must_be_there(monkeypatch, small_data, tmp_path
     assert "npu_bridge is not installed" in refused_early(small_data, tmp_path / "out")
 
 
-def test_several_processes_are_refused(monkeypatch, request, small_data, tmp_path):
-    monkeypatch.setenv("RANK_SIZE", "2")
-    assert "several processes need Ascend devices" in refused_early(small_data, tmp_path / "out")
-    request.getfixturevalue("record")
-    for name, value in (("RANK_ID", "0"), ("JOB_ID", "1"), ("RANK_TABLE_FILE", "t.json")):
+def test_the_second_of_two_processes_averages_and_leaves_no_files(monkeypatch, small_data,
+                                                                  tmp_path, record):
+    for name, value in (("RANK_SIZE", "2"), ("RANK_ID", "1"), ("JOB_ID", "1"),
+                        ("RANK_TABLE_FILE", "table.json")):
         monkeypatch.setenv(name, value)
-    assert "MASF trains in one process" in refused_early(small_data, tmp_path / "out")
+    code, _, err = train(small_data, tmp_path / "out", "--meta_batch_size=6",
+                         "--train_iterations=2", FEW)
+    assert code == 0, err
+    operations = [entry["op"] for entry in record["collectives"]]
+    variables = len(masf_func.CONVOLUTIONS) * 2 + len(masf_func.DENSE) * 2 + len(masf_func.METRIC)
+    assert operations.count("broadcast") > 3 * variables  # and Adam's slots
+    assert {entry.get("reduction") for entry in record["collectives"]} == {None, "sum"}
     assert not os.path.exists(str(tmp_path / "out"))

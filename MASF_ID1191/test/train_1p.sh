@@ -1,7 +1,8 @@
 #!/bin/bash
-# The body of train_full_1p.sh and train_performance_1p.sh: trains on one device and writes the key
-# file of the ModelZoo contract. Its first argument is the name of the script that was called; one
-# with "performance" in it means the short run. What differs between models is in job.sh beside it.
+# The body of train_full_1p.sh, train_performance_1p.sh and, where there are such, of their siblings
+# for several devices: trains and writes the key file of the ModelZoo contract. Its first argument is
+# the name of the script that was called; "performance" in it means the short run, "_8p" a job of
+# eight processes, started by launch.py. What differs between models is in job.sh beside it.
 # The master is tools/train_1p.sh; tools/sync copies it byte for byte into each test/ folder.
 # shellcheck disable=SC2154 # job.sh sets what is not set here
 set -euo pipefail
@@ -31,8 +32,22 @@ The default run folder is that folder too or, when it holds a run already and --
 given, a new one run_2, run_3, ... in it. --resume takes the newest of them.
 
 environment: PYTHON (python3), ASCEND_DEVICE_ID (0), JOB_ID (10087), ASCEND_GLOBAL_LOG_LEVEL (3)
-exit code: the program's; 1 without results in the log or without a required folder, 2 for a wrong
+$(job_of_several_usage)exit code: the program's; 1 without results in the log or without a required folder, 2 for a wrong
 flag
+TEXT
+}
+
+job_of_several_usage() { # lines of --help that only such a script shows
+  [ "$processes" -gt 1 ] || return 0
+  cat <<TEXT
+             RANK_SIZE ($processes)  processes of the whole job, one per device
+             RANK_ID_START (0), LOCAL_RANK_SIZE (all from there on)  those of this host: run the
+             script on every host; only the one with process 0 writes results and checkpoints
+             RANK_TABLE_FILE  on Ascend: the devices of the job
+             WORKER_HOSTS  elsewhere: host:port,host:port,.. of every process; needed on several
+             hosts. Whoever reaches these ports can use them: keep them inside your network
+             WORKER_PATIENCE (300)  seconds to wait for all processes at the start
+--batch_size is of all processes together. Output of process N: train_N.log beside the log.
 TEXT
 }
 
@@ -99,12 +114,31 @@ forward() { # signal, exit code: to the trainer, which saves and ends; without o
   kill -"$1" "$!" 2>/dev/null || true
 }
 
+choose_devices() { # -> RANK_SIZE, ASCEND_DEVICE_ID; of several processes: first, launch
+  if [ "$processes" -eq 1 ]; then
+    export RANK_SIZE=1 RANK_ID=0 ASCEND_DEVICE_ID="${ASCEND_DEVICE_ID:-0}"
+    return
+  fi
+  RANK_SIZE=${RANK_SIZE:-$processes}
+  ASCEND_DEVICE_ID=0 # of this script's files; launch.py tells every process its own
+  first=${RANK_ID_START:-0}
+  whole_number RANK_SIZE "$RANK_SIZE"
+  [ "$first" = 0 ] || whole_number RANK_ID_START "$first"
+  launch=("$test_dir/launch.py" "--processes=$RANK_SIZE" "--first=$first"
+    "--log_folder=$test_dir/output/$ASCEND_DEVICE_ID")
+  if [ -n "${LOCAL_RANK_SIZE:-}" ]; then
+    whole_number LOCAL_RANK_SIZE "$LOCAL_RANK_SIZE"
+    launch+=("--local=$LOCAL_RANK_SIZE")
+  fi
+}
+
 train() { # runs the program, its output in the log -> its exit code in `code`
   # Job control: otherwise bash would start the program with SIGINT ignored.
   set -m
   trap 'forward TERM 143' TERM HUP
   trap 'forward INT 130' INT
-  "${PYTHON:-python3}" "$model_dir/$program" "${program_flags[@]}" </dev/null >"$log" 2>&1 &
+  "${PYTHON:-python3}" "${launch[@]+"${launch[@]}"}" "$model_dir/$program" "${program_flags[@]}" \
+    </dev/null >"$log" 2>&1 &
   interrupted=yes
   while [ "$interrupted" = yes ]; do # a signal ends `wait`, not the program
     interrupted=no
@@ -167,16 +201,20 @@ case $script in
   *performance*) kind=perf ;;
   *) kind=acc ;;
 esac
-data_path='' run_folder='' resume=False
-program_flags=()
+processes=1
+if [[ $script =~ _([0-9]+)p\.sh$ ]]; then
+  processes=${BASH_REMATCH[1]}
+fi
+data_path='' run_folder='' resume=False first=0
+program_flags=() launch=()
 # shellcheck source=/dev/null
 . "$test_dir/job.sh"
 parse_flags "$@"
 [ -n "$data_path" ] || [ "$data_required" = no ] ||
   fail '[Error] para "data_path" must be config' 1
 
-export RANK_SIZE=1 RANK_ID=0 JOB_ID="${JOB_ID:-10087}"
-export ASCEND_DEVICE_ID="${ASCEND_DEVICE_ID:-0}"
+choose_devices
+export JOB_ID="${JOB_ID:-10087}"
 export ASCEND_GLOBAL_LOG_LEVEL="${ASCEND_GLOBAL_LOG_LEVEL:-3}"
 export PYTHONUNBUFFERED=1 # so that the log can be followed
 case_name=${network}_bs${batch_size}_${RANK_SIZE}p_$kind
@@ -196,6 +234,10 @@ duration=$((SECONDS - begin))
 if [ "$code" -ne 0 ]; then
   tail -n 20 "$log" >&2
   fail "[Error] the training ended with exit code $code; the whole log is $log" "$code"
+fi
+if [ "$first" != 0 ]; then
+  echo "process 0, on another host, writes the results"
+  exit 0
 fi
 export LC_ALL=C # a decimal point in the results, whatever the user's language
 report

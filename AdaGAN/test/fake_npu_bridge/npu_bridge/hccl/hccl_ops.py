@@ -7,6 +7,7 @@ import tensorflow.compat.v1 as tf
 from npu_bridge._strict import note, rank_size, require
 
 WORLD = "hccl_world_group"
+TYPES = (tf.int8, tf.int32, tf.float16, tf.float32)
 
 
 def allreduce(tensor, reduction, fusion=1, fusion_id=-1, group=WORLD):
@@ -27,5 +28,7 @@ def broadcast(tensor, root_rank, fusion=2, fusion_id=0, group=WORLD):
 def _collective(operation, tensors, arguments):
     require(rank_size() > 1, f"{operation} needs RANK_SIZE>1, found {rank_size()}.")
     require(os.environ.get("JOB_ID"), f"{operation} needs the environment variable JOB_ID.")
+    for tensor in tensors:
+        require(tensor.dtype.base_dtype in TYPES, f"{operation} knows no {tensor.dtype.name}.")
     note("collectives", op=operation, tensors=[tensor.name for tensor in tensors], **arguments)
     return [tf.identity(tensor) for tensor in tensors]
