@@ -255,7 +255,6 @@ def run(args, settings, mixed):
     config = npu_session.session_config(args, args.output_dir)
     noise = make_noise(settings, args.batch_size or settings.samples_per_component, args.seed)
     os.makedirs(args.export_dir, exist_ok=True)
-    write_noise(os.path.join(args.export_dir, NOISE), noise)
     commands = []
     for component in chosen_components(args, mixed):
         checkpoint = os.path.join(args.ckpt_dir, f"component-{component:02d}")

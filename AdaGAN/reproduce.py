@@ -83,8 +83,9 @@ def parse_args(argv=None):
                                            "in a finished folder")
     add("--epochs", type=POSITIVE_INT, help="of each component; default adagan_gmm.py's")
     add("--toy_dataset_size", type=POSITIVE_INT, help="training points; default adagan_gmm.py's")
-    add("--workers", type=POSITIVE_INT, help="runs at the same time; default: one per CPU thread, "
-                                             "1 on an NPU or GPU")
+    add("--workers", type=POSITIVE_INT,
+        help="runs at the same time, on an NPU or GPU each on a device of its own; default: one "
+             "per CPU thread, 1 on an NPU or GPU")
     npu_session.add_flags(parser, precision_mode="allow_fp32_to_fp16")
     args = parser.parse_args(argv)
     for name in ("modes", "seeds", "steps"):
@@ -131,14 +132,18 @@ def complete(args, run):
     return result is not None and result["steps"] >= args.steps
 
 
-def start(args, run):
-    """Starts or resumes a run in a process of its own; what it prints goes to its log."""
+def start(args, run, device):
+    """Starts or resumes a run in a process of its own on the device of this number (0, 1, ..).
+
+    What it prints goes to its log.
+    """
     folder = folder_of(args, run)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, LOG), "a") as log:
         # A session of its own: Ctrl-C comes from here only, once, and lets it save.
         return subprocess.Popen([sys.executable, PROGRAM] + flags_of(args, run), stdout=log,
-                                stderr=subprocess.STDOUT, start_new_session=True)
+                                stderr=subprocess.STDOUT, start_new_session=True,
+                                env=dict(os.environ, **npu_session.device_environment(device)))
 
 
 def train_all(args, runs, stop):
@@ -149,26 +154,27 @@ def train_all(args, runs, stop):
       then stopped and go on from there another time.
     """
     waiting = [run for run in runs if not complete(args, run)]
-    active, done, total = {}, 0, len(waiting)
+    active, free, done, total = {}, list(range(args.workers)), 0, len(waiting)
     if total < len(runs):
         print(f"{len(runs) - total} of {len(runs)} runs are complete already", flush=True)
     try:
         while (waiting or active) and not stop.code:
-            while waiting and len(active) < args.workers:
-                active[waiting[0]] = start(args, waiting[0]), time.time()
+            while waiting and free:
+                active[waiting[0]] = start(args, waiting[0], free[0]), free.pop(0), time.time()
                 del waiting[0]
             time.sleep(POLL_SECONDS)
-            for run, (process, started) in list(active.items()):
+            for run, (process, device, started) in list(active.items()):
                 if process.poll() is not None:
                     del active[run]
+                    free.append(device)
                     if process.returncode:
                         return failed(args, run, process.returncode)
                     done += 1
                     print(progress_line(args, run, time.time() - started, done, total), flush=True)
     finally:
-        for process, _ in active.values():
+        for process, _, _ in active.values():
             process.terminate()
-        for process, _ in active.values():
+        for process, _, _ in active.values():
             process.wait()
     return stop.code
 
@@ -416,6 +422,7 @@ def covered(rows):
 def main(argv=None):
     """Parses the flags, stages ModelArts' folders and runs; returns the exit code."""
     args = parse_args(argv)
+    npu_session.require_one_process("reproduce.py starts its runs itself, see --workers")
     with npu_session.staged(None, args.train_url) as (_, output_dir):
         args.output_dir = output_dir or args.output_dir
         return run(args)

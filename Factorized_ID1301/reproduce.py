@@ -19,6 +19,7 @@ from npu_session import InputError
 from VDSR import POSITIVE_INT
 
 RATE, LOWERED = 0.001, 0.9  # the recipe's learning rate, and from which part on it is a tenth
+WINDOW = 8  # the recipe's M: with the reference's 4 all landmarks end beside one another
 DEFAULT_OUTPUT = "./results"
 EPOCHS = 1000000  # more than the updates ever make
 LISTS = ("training_images.txt", "held_out_images.txt")
@@ -44,6 +45,7 @@ def parse_args(argv=None):
                             + DEFAULT_OUTPUT)
     add("--K", type=POSITIVE_INT, default=VDSR.DEFAULT_K, help="landmarks")
     add("--batch_size", type=POSITIVE_INT, default=8, help="pairs per update")
+    add("--M", type=VDSR.WINDOW, default=WINDOW, help="cells: pooling window of the diversity loss")
     add("--conv_dtype", choices=VDSR.CONV_DTYPES, default="float32",
         help="of the convolutions' operands in training, see VDSR.py")
     for name, meaning in zip(Preset._fields, (
@@ -112,7 +114,7 @@ def shared_flags(args):
 def recipe(args):
     """What the recipe changes of the reference's training."""
     return [f"--{name}={getattr(args, name)}" for name in (
-        "batch_size", "conv_dtype", "max_steps", "log_every", "save_every", "resume")] + [
+        "batch_size", "M", "conv_dtype", "max_steps", "log_every", "save_every", "resume")] + [
             f"--max_epochs={EPOCHS}", f"--learning_rate={RATE}", "--exact_coordinates=True",
             f"--lower_rate_after={max(1, int(LOWERED * args.max_steps))}"]
 
@@ -151,6 +153,7 @@ def run(args):
 def main(argv=None):
     """Parses the flags, stages ModelArts' folders and runs; returns the exit code."""
     args = parse_args(argv)
+    npu_session.require_one_process("reproduce.py runs its programs one after the other")
     with npu_session.staged(args.data_url, args.train_url) as (data, output):
         args.data_path = args.data_path or data
         is_copied_out = output != args.train_url

@@ -328,6 +328,17 @@ def size():
     return count
 
 
+def device_environment(number):
+    """Environment variables that give a program of its own this machine's number-th device."""
+    if backend() == "npu":
+        return {"ASCEND_DEVICE_ID": str(_environment_number("ASCEND_DEVICE_ID", 0) + number)}
+    if backend() == "gpu":
+        devices = range(len(tf.config.experimental.list_physical_devices("GPU")))
+        visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, devices))).split(",")
+        return {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
+    return {}
+
+
 def require_one_process(reason):
     """InputError with this reason unless the job has one process only."""
     if rank() or size() > 1:
@@ -342,7 +353,7 @@ def share(batch_size, parts=1):
     Raises:
       InputError: the batch cannot be divided among the processes, or theirs into `parts`.
     """
-    if batch_size % (size() * parts):
+    if size() > 1 and batch_size % (size() * parts):
         raise InputError(f"a batch of {batch_size} cannot be divided among RANK_SIZE={size()} "
                          f"processes: choose a multiple of {size() * parts}")
     return slice(rank(), None, size())
@@ -488,6 +499,42 @@ def gathered(tensor):
             return size() * of_all[rank() * own:(rank() + 1) * own]
         return tf.reshape(reduced(tf.concat(parts, 0), "sum"), [size() * own] + rest), gradient
     return gather(tensor)
+
+
+class Exchange:
+    """`with Exchange(config) as exchange:` passes arrays between the processes, outside training.
+
+    Every process must make the same calls. config: of session_config.
+    """
+
+    def __init__(self, config):
+        self._config, self._operations = config, {}
+
+    def __enter__(self):
+        self._stack = contextlib.ExitStack()
+        if size() > 1:
+            self._graph = tf.Graph()
+            self._stack.enter_context(self._graph.as_default())
+            self._session = self._stack.enter_context(open_session(self._config))
+        return self
+
+    def gather(self, array):
+        """The arrays of all processes, in the order of their numbers, of one shape.
+
+        Those of several come back as float32, that of one as it is.
+        """
+        array = np.asarray(array)
+        if size() == 1:
+            return [array]
+        if array.shape not in self._operations:
+            with self._graph.as_default():
+                own = tf.placeholder(tf.float32, array.shape)
+                self._operations[array.shape] = own, gathered(own[None])
+        own, everyone = self._operations[array.shape]
+        return list(self._session.run(everyone, {own: array}))
+
+    def __exit__(self, *reason):
+        return self._stack.__exit__(*reason)
 
 
 def _from_first(variables):

@@ -201,6 +201,7 @@ def run(args, further):
 def main(argv=None):
     """Parses the flags, stages ModelArts' folders and runs; returns the exit code."""
     args, further = parse_args(argv)
+    npu_session.require_one_process("reproduce.py runs its programs one after the other")
     with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
         args.output_dir = output_dir or args.output_dir
         if data_dir:

@@ -219,6 +219,24 @@ def test_wrong_ranks_are_refused(values, text, monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("record")
+def test_runs_of_an_experiment_get_a_device_each(monkeypatch):
+    assert npu_session.device_environment(1) == {"ASCEND_DEVICE_ID": "1"}
+    monkeypatch.setenv("ASCEND_DEVICE_ID", "4")
+    assert npu_session.device_environment(3) == {"ASCEND_DEVICE_ID": "7"}
+
+
+def test_runs_on_gpus_get_the_visible_ones_in_turn(monkeypatch):
+    assert npu_session.device_environment(1) == {}  # a CPU's threads are not divided
+    with monkeypatch.context() as patch:
+        patch.setattr(npu_session, "backend", lambda: "gpu")
+        patch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: ["a", "b"])
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        assert npu_session.device_environment(3) == {"CUDA_VISIBLE_DEVICES": "1"}
+        patch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
+        assert npu_session.device_environment(2) == {"CUDA_VISIBLE_DEVICES": "7"}
+
+
+@pytest.mark.usefixtures("record")
 def test_several_processes_are_refused(monkeypatch, tmp_path):
     for name, value in (("RANK_SIZE", "2"), ("RANK_ID", "0"), ("JOB_ID", "1"),
                         ("RANK_TABLE_FILE", "table.json")):

@@ -233,12 +233,13 @@ def test_signal_stops_the_runs_which_go_on_later(finished, tmp_path):
 
 def test_runs_start_in_order_and_no_more_than_workers(stand_in, tmp_path, monkeypatch):
     stand_in()
-    active, most, order, start = [], [], [], reproduce.start
+    active, most, order, devices, start = [], [], [], set(), reproduce.start
 
-    def counted(args, wanted):
-        process = start(args, wanted)
+    def counted(args, wanted, device):
+        process = start(args, wanted, device)
         active.append(process)
         order.append(wanted)
+        devices.add(device)
         most.append(sum(other.poll() is None for other in active))
         return process
 
@@ -246,7 +247,7 @@ def test_runs_start_in_order_and_no_more_than_workers(stand_in, tmp_path, monkey
     assert run(tmp_path / "out", *SMALL, "--experiment=default", "--modes", "3", "1",
                "--seeds=3") == 0
     assert order == [reproduce.Run("star", modes, seed) for seed in (1, 2, 3) for modes in (1, 3)]
-    assert max(most) <= 2
+    assert max(most) <= 2 and devices == {0, 1}
     assert len(table(tmp_path / "out", "default_steps.csv")) == 6 * 2
 
 
@@ -269,8 +270,8 @@ def test_a_signal_ends_waiting_programs(stand_in, tmp_path, monkeypatch):
     stand_in().write_text("")
     processes, start = [], reproduce.start
 
-    def signalled(args, wanted):
-        processes.append(start(args, wanted))
+    def signalled(args, wanted, device):
+        processes.append(start(args, wanted, device))
         time.sleep(0.5)  # until it has its handler
         os.kill(os.getpid(), signal.SIGTERM)
         return processes[-1]

@@ -110,6 +110,8 @@ def check(args):
         lasso.check_omp_k(args.omp_k, args.num_measurements)
     if args.gif and "vae" not in args.model_types:
         raise InputError("--gif shows the search of model type vae: add it to --model-types")
+    if args.gif:
+        npu_session.require_one_process("--gif shows the search of one process")
     estimators.check(args)
 
 
@@ -186,7 +188,7 @@ def score(batch, x_hat):
 
 
 def recover(args, batches, known=None, after_batch=None):
-    """Recovers all batches with every model of --model-types.
+    """Recovers all batches with every model of --model-types, divided among the job's processes.
 
     Args:
       known: dict model type -> number of batches to skip because they are saved already.
@@ -194,25 +196,46 @@ def recover(args, batches, known=None, after_batch=None):
     Returns:
       dict model type -> list of Result, one per batch that was not skipped.
     """
-    results, open_batches = {}, {}
-    for model_type in args.model_types:
-        open_batches[model_type] = batches[(known or {}).get(model_type, 0):]
-    estimators.check_checkpoints(args, [kind for kind in open_batches if open_batches[kind]])
-    for model_type, todo in open_batches.items():
-        if not todo:
-            continue
-        options = {}
-        if model_type == "vae" and args.gif:
-            options["after_updates"] = frame_saver(args)
-        if model_type == "vae-sparse" and len(results.get("vae", ())) == len(todo):
-            options["generated"] = [result.x_hat for result in results["vae"]]
-        estimates = estimators.ESTIMATORS[model_type](args, todo, **options)
-        results[model_type] = []
-        for batch, x_hat in zip(todo, estimates):
-            results[model_type].append(score(batch, x_hat))
-            if after_batch:
-                after_batch(model_type, batch, results[model_type][-1])
+    results = {}
+    with npu_session.Exchange(estimators.session_config(args)) as exchange:
+        skipped = exchange.gather([(known or {}).get(kind, 0) for kind in args.model_types])[0]
+        open_batches = {kind: batches[int(count):]
+                        for kind, count in zip(args.model_types, skipped)}
+        estimators.check_checkpoints(args, [kind for kind in open_batches if open_batches[kind]])
+        for model_type, todo in open_batches.items():
+            if not todo:
+                continue
+            options = {}
+            if model_type == "vae" and args.gif:
+                options["after_updates"] = frame_saver(args)
+            if model_type == "vae-sparse" and len(results.get("vae", ())) == len(todo):
+                options["generated"] = own_share([result.x_hat for result in results["vae"]])
+            estimates = estimators.ESTIMATORS[model_type](args, own_share(todo), **options)
+            results[model_type] = []
+            of_all = gathered(estimates, exchange, len(batches[0].images))
+            for batch, x_hat in zip(todo, of_all):
+                results[model_type].append(score(batch, x_hat))
+                if after_batch:
+                    after_batch(model_type, batch, results[model_type][-1])
     return results
+
+
+def own_share(batches):
+    """Every size()-th of the batches (any list), in equal number for all processes.
+
+    Where the last round has too few, the last batch is recovered by several.
+    """
+    rounds = -(-len(batches) // npu_session.size())
+    numbers = npu_session.rank() + npu_session.size() * np.arange(rounds)
+    return [batches[min(number, len(batches) - 1)] for number in numbers]
+
+
+def gathered(estimates, exchange, rows):
+    """Yields all processes' estimates in the order of the batches, filled up to [rows, 784]."""
+    for x_hat in estimates:
+        filled = np.zeros((rows,) + x_hat.shape[1:], x_hat.dtype)
+        filled[:len(x_hat)] = x_hat
+        yield from exchange.gather(filled)
 
 
 def frame_saver(args):

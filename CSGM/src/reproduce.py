@@ -354,6 +354,7 @@ def report(args, data_name, experiments, before, seconds):
 def main(argv=None):
     """Parses the flags, stages ModelArts' folders and runs; returns the exit code."""
     args = parse_args(argv)
+    npu_session.require_one_process("reproduce.py runs its programs one after the other")
     with npu_session.staged(args.data_url, args.train_url) as (data_dir, output_dir):
         args.data_dir = data_dir or args.data_dir
         args.output_dir = output_dir or args.output_dir

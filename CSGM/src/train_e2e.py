@@ -133,6 +133,7 @@ def print_settings(args):
 
 def run(args):
     """Trains or resumes one model; returns the exit code."""
+    npu_session.require_one_process("train_e2e.py trains in one process")
     data = data_input.load(make_standin_data.data_folder(
         args.data_dir, data_input.DEFAULT_FOLDER, args.seed))
     print(f"data: {data.name}\ntest_data {data.test.shape}")

@@ -27,8 +27,10 @@ SMALL = {
     "train_e2e.py": "--max_steps=20 --save_every=20",
     "export.py": "", "make_standin_data.py": "--train_count=600 --test_count=100 --workers=1",
     "bench.py": "--repeats=1 --steps=5 --updates=2 --batch_size=20",
-    "train_performance_1p.sh": "--train_steps=4",
+    "train_performance_1p.sh": "--train_steps=4", "train_full_8p.sh": "--train_steps=4",
+    "launch.py": "--max_steps=4 --batch_size=20 --output_dir=results/launched",
 }
+DEVICES = {"RANK_SIZE": "2"}  # in place of eight
 
 
 def read(name):
@@ -118,8 +120,9 @@ def run_command(line, work):
     flags = words[2:] + SMALL[program].split()
     if folder != "src":
         interpreter = sys.executable if words[0] == "python3" else words[0]
+        devices = DEVICES if "8p" in program else {}
         return subprocess.run([interpreter, words[1]] + flags, cwd=work, timeout=300, check=False,
-                              env=dict(os.environ, PYTHON=sys.executable)).returncode
+                              env=dict(os.environ, PYTHON=sys.executable, **devices)).returncode
     gc.collect()  # an earlier run's lock goes with its RunFolder
     return npu_session.run_main(importlib.import_module(program[:-3]).main, flags)
 

@@ -32,7 +32,10 @@ SMALL = {
     "make_standin_data.py": f"{COUNTS} --workers=1",
     "bench.py": "--repeats=1 --batch_size=1 --images=2 --threads=1",
     "train_performance_1p.sh": "--train_steps=1 --batch_size=1",
+    "train_full_8p.sh": "--train_steps=1 --batch_size=2",
+    "launch.py": f"{TRAINING} --batch_size=2 --output_dir=results/launched",
 }
+DEVICES = {"RANK_SIZE": "2"}  # in place of eight
 
 
 def read(name):
@@ -130,9 +133,11 @@ def run_command(line, work):
     words = line.split()
     program = os.path.basename(words[1])
     flags = words[2:] + SMALL[program].split()
-    if words[0] == "bash":
+    if words[0] == "bash" or program == "launch.py":
+        words[0] = words[0].replace("python3", sys.executable)
+        devices = DEVICES if "8p" in program else {}
         return subprocess.run(words[:2] + flags, cwd=work, timeout=300, check=False,
-                              env=dict(os.environ, PYTHON=sys.executable)).returncode
+                              env=dict(os.environ, PYTHON=sys.executable, **devices)).returncode
     assert words[0] == "python3" and os.path.isfile(os.path.join(SOURCE, words[1]))
     gc.collect()  # an earlier run's lock goes with its RunFolder
     module = importlib.import_module(program[:-3])

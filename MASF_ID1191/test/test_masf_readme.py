@@ -31,14 +31,18 @@ SMALL = {
     "bench.py": "--meta_batch_size=3 --repeats=1 --images=3 --test_batch_size=2 --side=ours "
                 "--threads=1",
     "train_performance_1p.sh": "--train_iterations=1 --batch_size=3",
+    "train_full_8p.sh": "--train_iterations=1 --batch_size=6",
+    "launch.py": "--train_iterations=1 --meta_batch_size=6 --test_images=7 --threads=1 "
+                 "--output_dir=results/launched",
 }
-# A Python whose network is narrow, for the shell script.
+DEVICES = {"RANK_SIZE": "2"}  # in place of eight
+# A Python whose network is narrow, for the shell scripts and what they start.
 NARROW_PYTHON = """#!{python}
 import runpy, sys, types
 sys.path[:0] = [{source!r}, {tests!r}]
 import training_runs
 training_runs.narrow_network(types.SimpleNamespace(setattr=setattr))
-del sys.argv[0]
+sys.executable = sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -155,9 +159,11 @@ def run_command(line, work, python):
     words = line.split()
     program = os.path.basename(words[1])
     flags = words[2:] + SMALL[program].split()
-    if words[0] == "bash":
+    if words[0] == "bash" or program == "launch.py":
+        words[0] = words[0].replace("python3", python)
+        devices = DEVICES if "8p" in program else {}
         return subprocess.run(words[:2] + flags, cwd=work, timeout=600, check=False,
-                              env=dict(os.environ, PYTHON=python)).returncode
+                              env=dict(os.environ, PYTHON=python, **devices)).returncode
     assert words[0] == "python3" and os.path.isfile(os.path.join(SOURCE, words[1]))
     gc.collect()  # an earlier run's lock goes with its RunFolder
     with undrawn("comparison.png"):
