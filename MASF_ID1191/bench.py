@@ -153,7 +153,8 @@ def opened_data(args):
             lists, dataroot = os.path.join(folder, "filelist"), os.path.join(folder, "kfold")
             smallest = sum(make_standin_data.PACS_COUNTS["photo"]) * 28 / sum(
                 map(sum, make_standin_data.PACS_COUNTS.values()))  # per image and class on average
-            images = int(np.ceil(max(args.meta_batch_size) / smallest)) + 1
+            tested = args.images if args.part in ("evaluation", "both") else 0
+            images = int(np.ceil(max(args.meta_batch_size + [tested]) / smallest)) + 1
             make_standin_data.make_standin_data(dataroot, lists, images, args.seed)
         domains = data_generator.DOMAINS
         read = data_generator.read_lists(lists, domains, dataroot=dataroot,

@@ -27,9 +27,14 @@ Outputs = collections.namedtuple("Outputs", "loss logits features embedding labe
 
 
 def build(variables, batch_size, lists, threads):
-    """The evaluation graph: forward without dropout on batches of any of `lists` (of Images)."""
-    pipeline = data_generator.evaluation(batch_size, max(len(images.labels) for images in lists),
-                                         threads, any(images.resize for images in lists))
+    """The evaluation graph: forward without dropout on batches of any of `lists` (of Images).
+
+    Batches are no larger than the longest list, for what fills one up is computed in vain.
+    """
+    longest = max(len(images.labels) for images in lists)
+    batch_size = min(batch_size, longest)
+    pipeline = data_generator.evaluation(batch_size, longest, threads,
+                                         any(images.resize for images in lists))
     images, labels, valid = pipeline.next_batch()
     logits, features, embedding = masf_func.evaluation(images, variables)
     tensors = (utils.xent(logits, labels), logits, features, embedding, tf.argmax(labels, 1), valid)

@@ -211,10 +211,14 @@ def backend():
         raise InputError("NPU_SESSION_DEVICE=npu, but the package npu_bridge is not installed")
     if bridge and wanted in ("auto", "npu"):
         return "npu"
-    gpu = wanted != "cpu" and tf.config.experimental.list_physical_devices("GPU")
+    gpu = wanted != "cpu" and _gpus()
     if wanted == "gpu" and not gpu:
         raise InputError("NPU_SESSION_DEVICE=gpu, but TensorFlow sees no GPU")
     return "gpu" if gpu else "cpu"
+
+
+def _gpus():
+    return tf.config.experimental.list_physical_devices("GPU")
 
 
 def _bridge():
@@ -271,6 +275,9 @@ def session_config(args, output=".", mixlist=None, iterations_per_loop=1, **npu_
         config.gpu_options.allow_growth = True
         if backend() == "cpu":
             config.device_count["GPU"] = 0
+        elif size() > 1:  # launch.py numbers a host's devices, of whatever kind
+            number = _environment_number("ASCEND_DEVICE_ID", 0) % len(_gpus())
+            config.gpu_options.visible_device_list = str(number)
         return config
     _bridge()
     rewrite = config.graph_options.rewrite_options
@@ -333,8 +340,8 @@ def device_environment(number):
     if backend() == "npu":
         return {"ASCEND_DEVICE_ID": str(_environment_number("ASCEND_DEVICE_ID", 0) + number)}
     if backend() == "gpu":
-        devices = range(len(tf.config.experimental.list_physical_devices("GPU")))
-        visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, devices))).split(",")
+        every = ",".join(map(str, range(len(_gpus()))))
+        visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or every).split(",")
         return {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
     return {}
 

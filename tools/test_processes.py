@@ -72,6 +72,8 @@ def main(argv=None):
                             values = loop.run(session, 5)
                             step += 5
                             run.log(step, loss=float(values[-1, 0]), largest=float(values[-1, 1]))
+                            if step % 10 == 0:
+                                checkpoints.save(session, f"model-{{step}}")
                     checkpoints.save(session, f"model-{{step}}")
                     print(f"process {{npu_session.rank()}} step {{step}}",
                           [f"{{number:.5f}}" for number in session.run(w)[:, 0]], flush=True)
@@ -179,9 +181,9 @@ def test_a_signal_stops_all_after_the_same_step_and_the_job_continues(start, tmp
         range(5, stopped[0][0] + 10, 5))
 
 
-def test_a_process_that_is_killed_ends_the_job(start, program, tmp_path):
+def test_a_process_that_is_killed_ends_the_job_which_goes_on_later(start, program, tmp_path):
     job = start(2, "--steps=100000", "--pause=0.05")
-    wait_for_records(tmp_path, 2)
+    wait_for_records(tmp_path, 4)
     second, = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ")
                if is_second(path, program)]
     os.kill(second, signal.SIGKILL)
@@ -190,6 +192,11 @@ def test_a_process_that_is_killed_ends_the_job(start, program, tmp_path):
     assert time.time() - began < 10
     assert not [path for path in Path("/proc").glob("[0-9]*/cmdline")
                 if str(program) in read(path)]
+    done = records(tmp_path)[-1]["step"]
+    out, _ = finish(start(2, f"--steps={done + 10}", "--resume"))
+    kept = int(re.search(r"at counter = (\d+)", out).group(1))
+    assert kept % 10 == 0 and 0 < kept <= done
+    assert [record["step"] for record in records(tmp_path)] == list(range(5, done + 11, 5))
 
 
 def read(path):

@@ -229,7 +229,7 @@ def test_runs_on_gpus_get_the_visible_ones_in_turn(monkeypatch):
     assert npu_session.device_environment(1) == {}  # a CPU's threads are not divided
     with monkeypatch.context() as patch:
         patch.setattr(npu_session, "backend", lambda: "gpu")
-        patch.setattr(tf.config.experimental, "list_physical_devices", lambda kind: ["a", "b"])
+        patch.setattr(npu_session, "_gpus", lambda: ["a", "b"])
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         assert npu_session.device_environment(3) == {"CUDA_VISIBLE_DEVICES": "1"}
         patch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")

@@ -350,6 +350,17 @@ def test_two_processes_average_scaled_gradients(two_processes):
     assert two_processes["collectives"] and x == pytest.approx(0.8)
 
 
+def test_processes_take_the_gpus_of_their_host_in_turn(monkeypatch):
+    args = main.parse_args([])
+    with monkeypatch.context() as patch:
+        patch.setattr(npu_session, "backend", lambda: "gpu")
+        patch.setattr(npu_session, "_gpus", lambda: ["a", "b"])
+        assert npu_session.session_config(args).gpu_options.visible_device_list == ""
+        patch.setenv("RANK_SIZE", "4")
+        patch.setenv("ASCEND_DEVICE_ID", "3")  # launch.py's
+        assert npu_session.session_config(args).gpu_options.visible_device_list == "1"
+
+
 def test_average_gradients(two_processes, monkeypatch):
     with npu_session.new_graph().as_default():
         gradients = [tf.ones([2]), None, tf.ones([3])]
@@ -358,7 +369,7 @@ def test_average_gradients(two_processes, monkeypatch):
         assert [gradient.shape.as_list() for gradient in averaged[::2]] == [[2], [3]]
         monkeypatch.setenv("RANK_SIZE", "1")
         monkeypatch.setenv("RANK_ID", "0")
-        assert npu_session.average_gradients(gradients) is gradients
+        assert npu_session.average_gradients(gradients) == gradients
 
 
 def counting_step():

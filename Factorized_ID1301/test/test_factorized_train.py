@@ -448,16 +448,16 @@ def test_a_run_goes_on_in_the_other_tensorflow_and_comes_back(faces, tmp_path, r
     alone = shutil.copytree(folder, str(tmp_path / "alone"))
     printed = run_other(
         "-c", "import sys, tensorflow, training_runs; print(tensorflow.__version__); "
-              "training_runs.trained(sys.argv[1], sys.argv[2], '--max_steps=8')", faces, folder)
+              "training_runs.trained(sys.argv[1], sys.argv[2], '--max_steps=5')", faces, folder)
     assert printed.split(".")[0] != tf.__version__.split(".")[0]
-    trained(faces, alone, "--max_steps=8")
+    trained(faces, alone, "--max_steps=5")
     ours, theirs = variables(alone), variables(folder)
-    assert sorted(ours) == sorted(theirs) and theirs["global_step"] == 8
-    for name, value in ours.items():  # ReLU and pooling route gradients by the last digit
+    assert sorted(ours) == sorted(theirs) and theirs["global_step"] == 5
+    for name, value in ours.items():  # more updates would show what ReLUs make of rounding
         apart = np.linalg.norm(np.subtract(theirs[name], value))
-        assert apart <= 1e-3 + 0.05 * np.linalg.norm(value), name
-    code, out, err = train(faces, folder, "--max_steps=10")
-    assert code == 0 and "at counter = 8" in out, err
+        assert apart <= 1e-3 * np.linalg.norm(value), name
+    code, out, err = train(faces, folder, "--max_steps=7")
+    assert code == 0 and "at counter = 5" in out, err
 
 
 # ---------------------------------------------------------------- loop

@@ -176,10 +176,11 @@ def test_both_sides_once_are_put_together(monkeypatch):
 
 def test_stand_in_pictures_suffice_for_the_batch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = bench.parse_args(["--meta_batch_size=3,9"])
+    args = bench.parse_args(["--meta_batch_size=3,9", "--images=20"])
     with bench.opened_data(args) as data:
         assert data.name == "stand-in for PACS"
         assert min(len(images.paths) for images in data.sources) >= 9
+        assert len(data.target.paths) >= 20
         folder = os.path.dirname(data.target.paths[0])
     assert not os.path.exists(folder) and os.listdir(str(tmp_path)) == []
 
