@@ -90,7 +90,7 @@ style() {
   mapfile -t folders < <(source_folders)
   cd "$repo"
   "$1/bin/ruff" check --no-cache --config ruff.toml "${folders[@]}" tools/sync \
-    tools/check_submission
+    tools/check_submission tools/bench
 }
 
 syntax() { # bytecode goes to the __pycache__ folders, as by an import

@@ -111,6 +111,7 @@ FAULTS = [
     (replace("requirements.txt", b"tqdm", b"scikit-image"), "scikit-image is not one of"),
     (replace("test/train_1p.sh", b"    --help | -h)", b"    --usage)"), "--help exits with 2"),
     (replace("test/train_1p.sh", b"--over_dump=True|False, ", b""), "does not know --over_dump"),
+    (write("test/train_full_8p.sh", b"exit 3\n"), "train_full_8p.sh --help exits with 3"),
     (replace("test/job.sh", b"_for_TensorFlow", b""), "does not end in _for_TensorFlow"),
     (link, "LICENSE is a link"),
     (write("model.ckpt.index", b"0"), "model.ckpt.index does not belong"),
