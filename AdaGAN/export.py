@@ -263,6 +263,7 @@ def run(args, settings, mixed):
         print(f"{checkpoint} -> {path} ({os.path.getsize(path)} bytes), largest difference "
               f"{difference:.3g}")
         commands += command_lines(args.export_dir, component, noise.shape, args.soc_version)
+    write_noise(os.path.join(args.export_dir, NOISE), noise)
     print(f"input  {INPUT}:0  float32 {list(noise.shape)}  {os.path.join(args.export_dir, NOISE)}")
     print(f"output {OUTPUT}:0  float32 [{len(noise)}, {settings.toy_dataset_dim}, 1, 1]")
     print("\n".join(commands))

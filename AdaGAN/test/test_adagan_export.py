@@ -356,23 +356,25 @@ def test_damaged_and_missing_checkpoints_are_named(own):
     assert os.path.isfile(pb(own, 2))
 
 
-def test_full_disk_keeps_the_earlier_pb(own):
-    os.makedirs(os.path.join(own, "export"))
-    for name in (pb(own), os.path.join(own, "export", "noise.bin")):
-        with open(name, "wb") as file:
-            file.write(b"earlier")
+@pytest.mark.parametrize("flags, name", [
+    (["--batch_size=2"], "generator_00.pb"), (["--batch_size=1000"], "noise.bin")])
+def test_full_disk_keeps_the_earlier_file(own, flags, name):
+    """The .pb has about 4000 bytes, the noise of 1000 samples 20000."""
+    folder = os.path.join(own, "export")
+    os.makedirs(folder)
+    with open(os.path.join(folder, name), "wb") as file:
+        file.write(b"earlier")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    largest = 1000 if name.endswith(".pb") else 10000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
     try:
-        with pytest.raises(OSError, match="noise.bin cannot be written: File too large"):
-            export.main(["--output_dir", own])
-        with pytest.raises(OSError, match="generator_00.pb cannot be written: File too large"):
-            export.main(["--output_dir", own, "--batch_size=2"])
+        with pytest.raises(OSError, match=f"{name} cannot be written: File too large"):
+            export.main(["--output_dir", own] + flags)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sorted(os.listdir(os.path.join(own, "export"))) == ["generator_00.pb", "noise.bin"]
-    with open(pb(own), "rb") as file:
+    with open(os.path.join(folder, name), "rb") as file:
         assert file.read() == b"earlier"
+    assert not [found for found in os.listdir(folder) if found.endswith(".tmp")]
 
 
 def test_folder_that_cannot_be_written(made, tmp_path):
