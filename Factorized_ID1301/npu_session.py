@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -61,10 +62,17 @@ class InputError(ValueError):
 def run_main(main, argv=None):
     """Exit code of `main(argv)`; what the user can mend becomes one sentence on stderr.
 
-    A process of a job of several ends here and now.
+    A process of a job of several ends here and now, whatever happened.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` blocks run
-    code = _run_guarded(main, argv)
+    try:
+        code = _run_guarded(main, argv)
+    except BaseException as error:
+        if not _server.cache_info().currsize:
+            raise
+        code = getattr(error, "code", 1)  # of SystemExit
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
     if _server.cache_info().currsize:
         _end_process(code)
     return code
@@ -81,7 +89,7 @@ def _run_guarded(main, argv):
         message, code = error, 3
     except KeyboardInterrupt:
         message, code = "interrupted", 130
-    except tf.errors.UnavailableError:
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError):
         if not _server.cache_info().currsize:
             raise
         message, code = "another process of the job has ended: start it again", PEER_LOST

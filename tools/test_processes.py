@@ -18,6 +18,8 @@ import pytest
 TOOLS = Path(__file__).resolve().parent
 # Fits y = x [0, 1, 2, 3, 4] in batches of 24 rows; prints what it found.
 PROGRAM = f"""
+import os
+import signal
 import sys
 import time
 sys.path.insert(0, {str(TOOLS)!r})
@@ -53,12 +55,21 @@ def build(args):
     return w, npu_session.Loop(step, 1)
 
 
+def suffer(fault):
+    if fault == "signal":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    if fault == "bug" and npu_session.rank() == 1:
+        raise ZeroDivisionError("a bug")
+
+
 def main(argv=None):
     parser = npu_session.argument_parser("a small model")
     npu_session.add_flags(parser, "must_keep_origin_dtype")
     parser.add_argument("--output_dir")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pause", type=float, default=0)
+    parser.add_argument("--fault")
     args = parser.parse_args(argv)
     with npu_session.staged(args.data_url, args.train_url or args.output_dir) as (_, folder):
         with npu_session.new_graph().as_default():
@@ -67,6 +78,7 @@ def main(argv=None):
                 checkpoints = npu_session.Checkpoints(folder)
                 with npu_session.open_session(npu_session.session_config(args)) as session:
                     step = npu_session.begin(session, args, loop, checkpoints, run)
+                    suffer(args.fault)
                     with npu_session.Stop() as stop:
                         while step < args.steps and not stop.code:
                             values = loop.run(session, 5)
@@ -197,6 +209,13 @@ def test_a_process_that_is_killed_ends_the_job_which_goes_on_later(start, progra
     kept = int(re.search(r"at counter = (\d+)", out).group(1))
     assert kept % 10 == 0 and 0 < kept <= done
     assert [record["step"] for record in records(tmp_path)] == list(range(5, done + 11, 5))
+
+
+@pytest.mark.parametrize("fault, code, text", [("signal", 143, ""), ("bug", 1, "a bug")])
+def test_what_happens_outside_training_ends_the_job_too(fault, code, text, start):
+    job = start(2, f"--fault={fault}")
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == code and text in err, err
 
 
 def read(path):
