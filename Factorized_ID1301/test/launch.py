@@ -20,6 +20,7 @@ import sys
 import time
 
 SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
+PEER_LOST = 75  # npu_session's exit code of a process that ends because another one has
 
 
 def parse_args(argv=None):
@@ -133,8 +134,9 @@ class Job:
         return [process for process in self._processes if process.poll() is None]
 
     def _first_failure(self):
-        codes = map(_exit_code, self._processes)
-        return next((code for code in codes if code), 0)
+        codes = [code for code in map(_exit_code, self._processes) if code]
+        causes = [code for code in codes if code != PEER_LOST]
+        return (causes or codes or [0])[0]
 
 
 def _end_with_launcher():
