@@ -70,7 +70,7 @@ def run_main(main, argv=None):
     except BaseException as error:
         if not _server.cache_info().currsize:
             raise
-        code = getattr(error, "code", 1)  # of SystemExit
+        code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
             traceback.print_exc()
     if _server.cache_info().currsize:
