@@ -11,7 +11,7 @@ import main
 import reproduce
 import train_e2e
 from processes_contract import *  # noqa: F403 (the tests of every model of several processes)
-from processes_contract import launch
+from processes_contract import assert_alike, launch
 from test_csgm_shell import job  # noqa: F401 (a fixture)
 from training_runs import (
     SHORT,
@@ -47,19 +47,10 @@ def test_two_processes_do_what_one_does_and_one_goes_on_for_them(alone, small_da
     both = variables(folder)
     assert trained(small_data, output, BATCH) == folder  # in one process, from there on
     assert both["global_step"] < variables(folder)["global_step"]
-    assert_alike(records(folder), records(alone))
+    assert_alike(records(folder), records(alone), rel=1e-5)
     for name, value in variables(folder).items():
         np.testing.assert_allclose(value, variables(alone)[name], rtol=0, atol=1e-5, err_msg=name)
     assert not os.path.exists(os.path.join(str(tmp_path), "models"))
-
-
-def assert_alike(ours, theirs):
-    """Records of metrics.jsonl agree within float32's rounding."""
-    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
-    for one, other in zip(ours, theirs):
-        assert sorted(one) == sorted(other)
-        for name, value in one.items():
-            assert value == pytest.approx(other[name], rel=1e-5), name
 
 
 def losses(output):

@@ -29,6 +29,18 @@ def launch(folder, program, *flags, processes=2):
     return done.stdout
 
 
+def assert_alike(ours, theirs, rel, tolerance=0, but=()):
+    """Records of two metrics.jsonl agree, as far as float32's rounding lets them.
+
+    rel, tolerance: relative and absolute. but: names of numbers that may differ.
+    """
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
+    for one, other in zip(ours, theirs):
+        assert sorted(one) == sorted(other)
+        for name in set(one) - set(but):
+            assert one[name] == pytest.approx(other[name], rel=rel, abs=tolerance), name
+
+
 @pytest.mark.parametrize("script", EIGHT)
 def test_eight_processes_are_launched(bench, job, batch_of_eight, script):  # noqa: F811
     process = bench.train(script)

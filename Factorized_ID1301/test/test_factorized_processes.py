@@ -20,7 +20,7 @@ import model_def
 import npu_session
 import VDSR
 from processes_contract import *  # noqa: F403 (the tests of every model of several processes)
-from processes_contract import launch
+from processes_contract import assert_alike, launch
 from test_factorized_shell import job  # noqa: F401 (a fixture)
 from training_runs import (
     SHORT,
@@ -59,7 +59,8 @@ def test_two_processes_do_what_one_does_and_one_goes_on_for_them(faces, tmp_path
         assert_same_gradients(variables(output), variables(alone))
         for folder in (alone, output):
             trained(faces, folder)
-    assert_alike(records(output), records(alone))
+    # Twelve updates make more of rounding than one.
+    assert_alike(records(output), records(alone), rel=1e-3, tolerance=1e-5)
 
 
 def assert_same_gradients(ours, theirs):
@@ -67,15 +68,6 @@ def assert_same_gradients(ours, theirs):
     for name, value in theirs.items():
         bound = 1e-4 * np.abs(value).max()
         np.testing.assert_allclose(ours[name], value, rtol=0, atol=bound, err_msg=name)
-
-
-def assert_alike(ours, theirs):
-    """Records of metrics.jsonl agree within what rounding has become after twelve updates."""
-    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
-    for one, other in zip(ours, theirs):
-        assert sorted(one) == sorted(other)
-        for name, value in one.items():
-            assert value == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(faces, tmp_path, monkeypatch):

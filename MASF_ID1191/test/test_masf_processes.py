@@ -15,7 +15,7 @@ import pytest
 import main
 import npu_session
 from processes_contract import *  # noqa: F403 (the tests of every model of several processes)
-from processes_contract import launch
+from processes_contract import assert_alike, launch
 from test_masf_shell import job  # noqa: F401 (a fixture)
 from training_runs import (
     FEW,
@@ -54,20 +54,11 @@ def test_two_processes_do_what_one_does_and_one_goes_on_for_them(small_data, tmp
     assert npu_session.read_json(os.path.join(folder, "config.json"))["processes"] == 2
     assert trained(small_data, output, *ALIKE) == folder
     alone = trained(small_data, tmp_path / "alone", *ALIKE)
-    assert_alike(records(folder), records(alone))
+    assert_alike(records(folder), records(alone), rel=1e-4, tolerance=1e-6, but=["seconds_per_step"])
     expected = last_state(alone)
     for name, value in last_state(folder).items():
         bound = 2e-3 * np.abs(expected[name]).max() if "Adam" in name else 1e-7
         np.testing.assert_allclose(value, expected[name], rtol=0, atol=bound, err_msg=name)
-
-
-def assert_alike(ours, theirs):
-    """Records of metrics.jsonl agree within float32's rounding; times may differ."""
-    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
-    for one, other in zip(ours, theirs):
-        assert sorted(one) == sorted(other)
-        for name in set(one) - {"seconds_per_step"}:
-            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
 
 
 def test_a_batch_that_cannot_be_divided_into_thirds_is_refused(small_data, tmp_path, monkeypatch):
