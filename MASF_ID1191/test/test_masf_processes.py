@@ -54,7 +54,8 @@ def test_two_processes_do_what_one_does_and_one_goes_on_for_them(small_data, tmp
     assert npu_session.read_json(os.path.join(folder, "config.json"))["processes"] == 2
     assert trained(small_data, output, *ALIKE) == folder
     alone = trained(small_data, tmp_path / "alone", *ALIKE)
-    assert_alike(records(folder), records(alone), rel=1e-4, tolerance=1e-6, but=["seconds_per_step"])
+    assert_alike(records(folder), records(alone), rel=1e-4, tolerance=1e-6,
+                 but=["seconds_per_step"])
     expected = last_state(alone)
     for name, value in last_state(folder).items():
         bound = 2e-3 * np.abs(expected[name]).max() if "Adam" in name else 1e-7
